@@ -1,8 +1,8 @@
 """Creates random cross-encoders of real shapes for speed measurements: python bench/encoder.py FOLDER [SHAPE]
 
 XLM-R with a rank head: `small` has 12 layers of 384 like multilingual-e5-small, in Q8_0; `large` 24 layers of
-1,024 like bge-reranker-v2-m3, in F16; `large-q8` the same in Q8_0. Tokenizer and metadata are those of
-tests/golden/xlmr-head.gguf.
+1,024 like bge-reranker-v2-m3, in F16; `large-q8` and `large-q4` the same in Q8_0 and Q4_K. Tokenizer and
+metadata are those of tests/golden/xlmr-head.gguf.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+
+from rerankd.backends.llama.build import tiny
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "xlmr-head.gguf"
 
@@ -35,6 +37,7 @@ SHAPES = {
     "small": Shape(12, 384, 1536, 12, 512, _KINDS.Q8_0, _TYPES.MOSTLY_Q8_0),
     "large": Shape(24, 1024, 4096, 16, 1024, _KINDS.F16, _TYPES.MOSTLY_F16),
     "large-q8": Shape(24, 1024, 4096, 16, 1024, _KINDS.Q8_0, _TYPES.MOSTLY_Q8_0),
+    "large-q4": Shape(24, 1024, 4096, 16, 1024, _KINDS.Q4_K, _TYPES.MOSTLY_Q4_K_M),
 }
 
 
@@ -73,7 +76,12 @@ def make(folder: Path, name: str = "small") -> Path:
                 writer.add_tensor(name, np.ones(size, np.float32))
                 continue
             values = random.normal(0, 0.05, size).astype(np.float32)
-            if len(size) == 2 and size[1] % 32 == 0 and size[0] > 1 and "position" not in name:
+            is_matrix = len(size) == 2 and size[1] % 32 == 0 and size[0] > 1 and "position" not in name
+            if is_matrix and shape.kind == _KINDS.Q4_K:  # the package gguf writes no such blocks
+                kind = "Q8_0" if name == "token_embd.weight" else "Q4_K"
+                _, _, data = tiny.matrix(name.removesuffix(".weight"), kind, *size)
+                writer.add_tensor(name, data, raw_dtype=_KINDS[kind])
+            elif is_matrix:
                 writer.add_tensor(name, gguf.quants.quantize(values, shape.kind), raw_dtype=shape.kind)
             else:
                 writer.add_tensor(name, values)

@@ -1,8 +1,8 @@
 """Creates random causal LMs of real shapes for speed measurements: python bench/models.py FOLDER
 
-They have the shape of Qwen3-Reranker-0.6B in Q8_0 (or F16), with and without the rank head that llama.cpp's
-converter writes. The tokenizer and metadata are those of the golden models (tests/golden); the vocabulary is
-padded to its real size.
+They have the shape of Qwen3-Reranker-0.6B in Q8_0 (or another type), with and without the rank head that
+llama.cpp's converter writes. The tokenizer and metadata are those of the golden models (tests/golden); the
+vocabulary is padded to its real size.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from typing import Any
 import gguf
 import numpy as np
 
+from rerankd.backends.llama.build import tiny
+
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 LAYERS, WIDTH, FEED_FORWARD, HEADS, KV_HEADS, HEAD_WIDTH, VOCABULARY = 28, 1024, 3072, 16, 8, 128, 151_936
-_Q8_0 = gguf.GGMLQuantizationType.Q8_0
+_F16, _Q8_0 = gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.Q8_0
+_FILE_TYPES = {"Q4_K": gguf.LlamaFileType.MOSTLY_Q4_K_M}
 _SIZES = {
     "block_count": LAYERS,
     "embedding_length": WIDTH,
@@ -64,7 +67,7 @@ def _copy(writer: Any, field: Any, kind: gguf.GGMLQuantizationType) -> None:
     if short in _SIZES:
         value = _SIZES[short]
     elif key == "general.file_type":
-        value = int(gguf.LlamaFileType[f"MOSTLY_{kind.name}"])
+        value = int(_FILE_TYPES.get(kind.name) or gguf.LlamaFileType[f"MOSTLY_{kind.name}"])
     elif key == "tokenizer.ggml.tokens":
         value = value + [f"<unused{at}>" for at in range(len(value), VOCABULARY)]
     elif key == "tokenizer.ggml.token_type":
@@ -98,8 +101,12 @@ def _add(
     writer: Any, name: str, random: np.random.Generator, rows: int, columns: int,
     kind: gguf.GGMLQuantizationType,
 ) -> None:  # fmt: skip
-    """Add a random matrix: normal in F16; in Q8_0 blocks of one half-precision scale and 32 signed bytes."""
-    if kind != _Q8_0:
+    """Add a random matrix: normal in F16; in Q8_0 blocks of one half-precision scale and 32 signed bytes; in
+    other types as in the smoke test of engines."""
+    if kind not in (_F16, _Q8_0):
+        writer.add_tensor(name, tiny.matrix(name, kind.name, rows, columns)[2], raw_dtype=kind)
+        return
+    if kind == _F16:
         values = random.standard_normal((rows, columns), np.float32) * 0.03
         writer.add_tensor(name, values.astype(np.float16))
         return

@@ -15,8 +15,8 @@ def package(version: str) -> Check:
     return Check(
         "openvino",
         "ok",
-        "not installed: all models run on llama.cpp",
-        "for faster encoders and Qwen3 on a CPU: pip install 'rerankd[openvino]'",
+        "not installed: GGUF files run on llama.cpp, and safetensors only on PyTorch",
+        "for safetensors, and for faster encoders and causal models on a CPU: pip install 'rerankd[openvino]'",
     )
 
 

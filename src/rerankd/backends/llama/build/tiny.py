@@ -68,17 +68,17 @@ def tensors(sizes: Sizes = SMOKE) -> Iterator[tuple[str, str, Bytes]]:
     """Yield each quantised matrix: name, type, and bytes in shape (rows, bytes per row)."""
     width, hidden = sizes.width, sizes.feed_forward
     kv = width // sizes.heads * sizes.kv_heads
-    yield _matrix("token_embd", "Q8_0", VOCABULARY, width)
-    yield _matrix("output", sizes.kinds[2], VOCABULARY, width)
+    yield matrix("token_embd", "Q8_0", VOCABULARY, width)
+    yield matrix("output", sizes.kinds[2], VOCABULARY, width)
     for layer in range(sizes.layers):
         kind, other = sizes.kinds[layer % 2], sizes.kinds[2]
-        yield _matrix(f"blk.{layer}.attn_q", kind, width, width)
-        yield _matrix(f"blk.{layer}.attn_k", kind, kv, width)
-        yield _matrix(f"blk.{layer}.attn_v", other, kv, width)
-        yield _matrix(f"blk.{layer}.attn_output", kind, width, width)
-        yield _matrix(f"blk.{layer}.ffn_gate", kind, hidden, width)
-        yield _matrix(f"blk.{layer}.ffn_up", kind, hidden, width)
-        yield _matrix(f"blk.{layer}.ffn_down", other, width, hidden)
+        yield matrix(f"blk.{layer}.attn_q", kind, width, width)
+        yield matrix(f"blk.{layer}.attn_k", kind, kv, width)
+        yield matrix(f"blk.{layer}.attn_v", other, kv, width)
+        yield matrix(f"blk.{layer}.attn_output", kind, width, width)
+        yield matrix(f"blk.{layer}.ffn_gate", kind, hidden, width)
+        yield matrix(f"blk.{layer}.ffn_up", kind, hidden, width)
+        yield matrix(f"blk.{layer}.ffn_down", other, width, hidden)
 
 
 def norms(sizes: Sizes = SMOKE) -> Iterator[str]:
@@ -119,7 +119,8 @@ def write(path: Path, sizes: Sizes = SMOKE) -> None:
     out.close()
 
 
-def _matrix(name: str, kind: str, rows: int, columns: int) -> tuple[str, str, Bytes]:
+def matrix(name: str, kind: str, rows: int, columns: int) -> tuple[str, str, Bytes]:
+    """Return the name, type and bytes [rows, bytes per row] of a matrix with pseudo-random weights."""
     block_bytes, block_weights, scales = _BLOCKS[kind]
     blocks = rows * columns // block_weights
     drawn = hashlib.shake_256(name.encode()).digest(blocks * block_bytes)
