@@ -16,7 +16,7 @@ def package(version: str) -> Check:
         "openvino",
         "ok",
         "not installed: GGUF files run on llama.cpp, and safetensors only on PyTorch",
-        "for safetensors, and for faster encoders and causal models on a CPU: pip install 'rerankd[openvino]'",
+        "for safetensors and faster models on a CPU: pip install 'rerankd[openvino]'",
     )
 
 
