@@ -210,6 +210,7 @@ def test_hostile_values_are_understood_or_refused(values: dict[str, Any], other:
     for read in (
         lambda: late_interaction.of_artifact(values, other),
         lambda: late_interaction.of_modules(values, other, values, other),
+        lambda: late_interaction.of_modules(values, other, None, other),
     ):
         try:
             found = read()

@@ -126,7 +126,7 @@ async def test_a_new_worker_has_forgotten_the_vectors_and_scores_the_same(tmp_pa
         second = raw(await reranker.rerank("bread", DOCUMENTS, raw_scores=True))
         assert second == pytest.approx(first, abs=BOUND)  # the passes hold other documents together
         assert isinstance(served.state.state, Ready) and served.pids != [pid]
-        assert kept(reranker).misses >= len({*DOCUMENTS})
+        assert kept(reranker).misses >= kept(reranker).documents > 60
 
 
 async def test_no_vectors_are_kept_with_a_bound_of_0(tmp_path: Path) -> None:
