@@ -39,6 +39,19 @@ def _enlarged(name: str, size: int, width: int) -> int:
     return {_WIDTH: width, _INNER: 4 * width, 2 * _INNER: 8 * width}.get(size, size)
 
 
+def of_class(kind: str, model_type: str, folder: Path) -> Path:
+    """A checkpoint of a class that rerankd does not know, whose code is in its own files."""
+    checkpoints.copy("qwen3-headless", folder)
+    config = {
+        "architectures": [kind], "model_type": model_type, "hidden_size": 2048, "num_hidden_layers": 28,
+        "auto_map": {"AutoModelForCausalLM": f"modeling.{kind}"}, "vocab_size": 1664,
+        "max_position_embeddings": 8192,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    checkpoints.write_hollow(folder / "model.safetensors", {"model.embed_tokens.weight": [1664, 2048]})
+    return folder
+
+
 def nemotron(folder: Path, blocks: int = 16, width: int = 2048) -> Path:
     """llama-nemotron-rerank, with a small vocabulary."""
     checkpoints.copy("bert-pairs", folder)

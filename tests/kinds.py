@@ -15,6 +15,7 @@ from typing import Any
 import checkpoints
 import hollow
 import late
+import listwise_models
 from rerankd.recipes import catalog
 from support import GOLDEN, golden
 from twins import JINA_TOKENS, PIECES, Twin, head_of
@@ -48,7 +49,7 @@ class Kind:
 
     @property
     def is_served(self) -> bool:
-        return self.becomes in ("cross_encoder", "causal_lm", "embedding", "late_interaction")
+        return self.becomes in ("cross_encoder", "causal_lm", "embedding", "late_interaction", "listwise")
 
     def write(self, folder: Path) -> Path:
         """Write the file or the checkpoint into `folder`."""
@@ -311,16 +312,75 @@ KINDS = (
         "layer chosen",
     ),
     Kind(
+        "bge-reranker-v2-minicpm-layerwise, safetensors",
+        lambda folder: hollow.of_class("LayerWiseMiniCPMForCausalLM", "minicpm", folder / "model"),
+        "layer chosen",
+    ),
+    Kind(
+        "bge-reranker-v2.5-gemma2-lightweight, safetensors",
+        lambda folder: hollow.of_class("CostWiseGemmaForCausalLM", "gemma2", folder / "model"),
+        "layers chosen",
+    ),
+    Kind("LightOn-rerank-LW", Twin("LightOn Rerank LW 2B", "qwen35"), "computes no scores"),
+    Kind(
+        "LightOn-rerank-LW, safetensors",
+        lambda folder: hollow.of_class("Qwen3_5ForCausalLM", "qwen3_5_text", folder / "LightOn-rerank-LW-2B"),
+        "computes no scores",
+    ),
+    Kind("RankZephyr", Twin("Rank Zephyr 7b V1 Full", "llama"), "computes no scores"),
+    Kind(
+        "RankZephyr, safetensors",
+        lambda folder: hollow.of_class("MistralForCausalLM", "mistral", folder / "rank_zephyr_7b_v1_full"),
+        "computes no scores",
+    ),
+    Kind("ReasonRank", Twin("ReasonRank 7B", "qwen2"), "writes its reasons"),
+    Kind(
+        "ListConRanker, safetensors",
+        lambda folder: hollow.of_class("ListConRankerModel", "bert", folder / "ListConRanker"),
+        "layers of its own",
+    ),
+    Kind(
         "bge-reranker-v2.5-gemma2-lightweight",
         Twin("bge-reranker-v2.5-gemma2-lightweight", "gemma2"),
         "layers chosen",
     ),
-    Kind("jina-reranker-v3", Twin("Jina Reranker v3", tokens=JINA_TOKENS), "listwise"),
-    Kind("jina-reranker-v3.5", Twin("Jina Reranker v3.5", tokens=JINA_TOKENS), "listwise"),
+    Kind(
+        "jina-reranker-v3, GGUF alone",
+        Twin("Jina Reranker v3", tokens=JINA_TOKENS),
+        "projector is missing",
+    ),
+    Kind(
+        "jina-reranker-v3, GGUF with projector.safetensors",
+        lambda folder: listwise_models.build_gguf(folder / "model"),
+        "listwise",
+        "jina-reranker-v3",
+    ),
+    Kind(
+        "jina-reranker-v3, safetensors",
+        lambda folder: listwise_models.build("jina-reranker-v3", folder),
+        "listwise",
+        "jina-reranker-v3",
+    ),
+    Kind(
+        "jina-reranker-v3.5, safetensors",
+        lambda folder: listwise_models.build("jina-reranker-v3.5", folder),
+        "listwise",
+        "jina-reranker-v3.5",
+    ),
+    Kind(
+        "jina-reranker-v3.5, GGUF with projector.safetensors",
+        lambda folder: listwise_models.build_gguf(folder / "model", "Jina Reranker v3.5"),
+        "see a window",
+    ),
+    Kind(
+        "jina-reranker-v3 in a folder of another name",
+        lambda folder: listwise_models.build("model", folder),
+        "give its folder that name",
+    ),
     Kind(
         "jina-reranker-v3 under another name, with pooling",
         Twin("Model", tokens=JINA_TOKENS, pooling="last"),
-        "listwise",
+        "listwise model",
     ),
     Kind("jina-reranker-m0", Twin("Jina Reranker m0", "qwen2vl", 28, 1536), "small network"),
     Kind(

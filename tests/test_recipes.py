@@ -70,8 +70,8 @@ def test_every_model_of_the_catalog_gets_the_recipe_of_its_entry(entry: Entry, t
     for at, name in enumerate(entry.match.names):
         folder = tmp_path / str(at)
         sizes = entry.match.block_count, entry.match.embedding_length
-        if entry.match.architectures[0] in CHECKPOINTS:
-            path = hollow.write(CHECKPOINTS[entry.match.architectures[0]], folder / name, *sizes)
+        if (own := CHECKPOINTS.get(next(iter(entry.match.architectures), ""))) is not None:
+            path = hollow.write(own, folder / name, *sizes)
         elif entry.name in FOLDERS:
             path = FOLDERS[entry.name](folder / name, *sizes)
         else:
@@ -86,8 +86,8 @@ def test_every_model_of_the_catalog_gets_the_recipe_of_its_entry(entry: Entry, t
         recipe = (scoring.method, scoring.template, scoring.labels, scoring.instruction)
         assert recipe == (entry.method, entry.template, entry.labels, entry.instruction)
         if entry.low is None or entry.high is None:
-            is_sum = entry.method == "late_interaction"
-            assert scoring.normalization.name == ("affine" if is_sum else "sigmoid")
+            is_logit = entry.method in ("cross_encoder", "causal_lm")
+            assert scoring.normalization.name == ("sigmoid" if is_logit else "affine")
         else:
             assert scoring.normalization == Normalization("affine", entry.low, entry.high)
         prefixes = (scoring.query_prefix, scoring.document_prefix)

@@ -115,9 +115,15 @@ def head_of(width: int, arch: str = "bert") -> dict[str, int]:
 
 def of_entry(entry: Entry, name: str = "") -> Twin:
     """The GGUF twin of a catalog entry, with its first architecture, its sizes and one of its names."""
-    arch = entry.match.architectures[0]
+    arch = (*entry.match.architectures, "qwen2")[0]
     width = entry.match.embedding_length or 1024
-    has_head = entry.method == "cross_encoder"
+    has_head, is_listwise = entry.method == "cross_encoder", entry.method == "listwise"
+    extra: dict[str, Any] = {}
+    if entry.classifier_pooling:
+        extra[f"{arch}.classifier.pooling_type"] = _POOLINGS.index(entry.classifier_pooling)
+    if entry.sliding_window:
+        extra[f"{arch}.attention.sliding_window"] = entry.sliding_window
+    projector = {"cls.weight": (512, width), "cls.output.weight": (512, 512)}
     return Twin(
         name or entry.match.names[0],
         arch,
@@ -125,9 +131,9 @@ def of_entry(entry: Entry, name: str = "") -> Twin:
         width,
         context=entry.context_length or 8192,
         head=head_of(width, arch) if has_head else {},
-        extra={f"{arch}.classifier.pooling_type": _POOLINGS.index(entry.classifier_pooling)}
-        if entry.classifier_pooling
-        else {},
+        tokens=JINA_TOKENS if is_listwise else (),
+        tensors=projector if is_listwise else {},
+        extra=extra,
     )
 
 

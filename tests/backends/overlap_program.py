@@ -23,16 +23,15 @@ class Overlap:
 
     about, lock, kept = "", ComputeLock(), None
 
-    def score(self, inputs, check, *, anew):
-        if any(one.tokens > options.max_length for one in inputs):
+    def answer(self, inputs, check, *, anew):
+        if max(one.tokens for one in inputs) > options.max_length:
             raise InputTooLong(f"a pair has more than {options.max_length} words")
         if any(zlib.crc32(options.crash_on.encode()) >> 1 in one.ids for one in inputs):
             signal.raise_signal(signal.SIGSEGV)
-        # For an embedding model, the query's ids are separate from the prompt's.
         asked = [{*one.question.before.tolist(), *one.question.ids.tolist()} for one in inputs]
         values = [float(len(query & {*one.ids.tolist()})) for query, one in zip(asked, inputs, strict=True)]
-        mean = sum(values) / len(values) if options.scope == "block" else 0
-        return [value - mean for value in values]
+        mean = sum(values) / len(values) * (options.scope == "block")
+        return [value - mean for value in values], None
 
 
 if options.crash_at_load and not options.careful:

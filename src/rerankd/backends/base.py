@@ -1,12 +1,11 @@
 """The interface of a backend: which models it can run, and how it starts and calls an engine for them.
 
 A backend starts engines from a model's files; an engine computes scores. No code outside a backend's folder
-uses its name: the registry, the loader, doctor and the benchmark iterate over the table in table.py.
+uses its name: other code iterates over the table in table.py.
 
-The interface covers five cases. llama.cpp caches a prompt prefix, so batches of one query follow each other.
-OpenVINO tests bf16 before the first load (`settle`). A listwise model scores a block of documents at once.
-A late-interaction engine caches document vectors by itself. A remote server that counts no tokens is an
-`Engine` without a backend, a model file or a child process.
+llama.cpp caches a prompt prefix, so batches of one query follow each other. OpenVINO tests bf16 before the
+first load (`settle`). A listwise model scores a block of documents at once. A late-interaction engine caches
+document vectors by itself. A remote server is an `Engine` without a backend, a model file or a child process.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from rerankd.formats.metadata import ModelMetadata
     from rerankd.machine import Gpu
     from rerankd.progress import Progress
+    from rerankd.scoring.block_scores import Block
     from rerankd.scoring.engine_input import Input
     from rerankd.state import StateStore
 
@@ -69,10 +69,12 @@ class Batch:
 @dataclass(frozen=True, slots=True)
 class RawScores:
     """Raw scores, one per input in the order of the batch. A score is None if that input failed; `errors`
-    then holds the reason by index, as a clause: "the engine crashed on it"."""
+    then holds the reason by index, as a clause: "the engine crashed on it". `block` has the vectors of a
+    block, from which the scores of several blocks are merged."""
 
     values: Sequence[float | None]
     errors: Mapping[int, str] = field(default_factory=dict)
+    block: Block | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class Capabilities:
 
     `reads`: the engine takes token ids, or text if its protocol accepts nothing else. `tokenizes`: the
     engine's own tokenizer is used, else that in the model's files. With the scope "block", a request is
-    divided into blocks of up to `BatchPolicy.inputs` documents, one batch per block, and no score is cached.
+    divided into blocks, one batch per block: by the recipe, or of up to `BatchPolicy.inputs` documents.
     `content`: what queries and documents may consist of.
     """
 

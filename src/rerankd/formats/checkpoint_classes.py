@@ -15,7 +15,7 @@ from rerankd.formats.families.gemma import gemma, gemma2, gemma3
 from rerankd.formats.families.gte import gte, new
 from rerankd.formats.families.llama import bidirectional, llama
 from rerankd.formats.families.modern_bert import MODERN_BERT
-from rerankd.formats.families.qwen import qwen2, qwen2_head, qwen3, qwen3_head
+from rerankd.formats.families.qwen import jina_ranking, qwen2, qwen2_head, qwen3, qwen3_head
 from rerankd.formats.gguf_header import Tensor
 from rerankd.formats.late_interaction import STANFORD
 
@@ -29,6 +29,7 @@ CLASSES: Mapping[str, Family | Callable[[Mapping[str, Any]], Family]] = {
     "Gemma3ForCausalLM": gemma3,
     "GemmaForCausalLM": gemma,
     "GteForSequenceClassification": gte,
+    "JinaForRanking": jina_ranking,
     "LlamaBidirectionalForSequenceClassification": bidirectional,
     "LlamaForCausalLM": llama,
     "ModernBertForSequenceClassification": MODERN_BERT,

@@ -16,15 +16,20 @@ from typing import Any
 
 from rerankd.formats.checkpoint_files import SUFFIX
 from rerankd.formats.families.family import Fail
-from rerankd.formats.gguf_header import Header, Source
+from rerankd.formats.families.qwen import PROJECTOR_STEPS
+from rerankd.formats.gguf_header import Header, Source, Strings
+from rerankd.formats.module_head import STEPS
 from rerankd.formats.safetensors import parse
 
+LISTWISE_MARKERS = ("<|embed_token|>", "<|rerank_token|>")
+"""The tokens whose states a projector reads."""
 _ENDING = f"head{SUFFIX}"
 NAMES = (_ENDING, f"projector{SUFFIX}")
 # The tensors of a head by their names in the checkpoint, and their names here. The first one reads states of
 # the model's width.
 _ROW = {"score.weight": "cls.output.weight"}
-_PROJECTOR = {name: name for name in ("projector.0.weight", "projector.2.weight")}
+# A Sequential of torch, sometimes saved without its name.
+_PROJECTOR = {"projector.0.weight": "cls.weight", "projector.2.weight": "cls.output.weight"}
 _TENSORS: Mapping[str, Mapping[str, str]] = {"llama": _ROW, "llama-embed": _ROW, "qwen3": _PROJECTOR}
 
 
@@ -58,7 +63,15 @@ def header(stream: Source, size_bytes: int, values: Mapping[str, Any], fail: Fai
     names = _TENSORS.get(architecture)
     if names is None:
         return None
-    found = parse(stream, size_bytes, fail)
+    tokens = values.get("tokenizer.ggml.tokens")
+    is_of_another = isinstance(tokens, Strings) and any(
+        tokens.index_of(one) is None for one in LISTWISE_MARKERS
+    )
+    if names is _PROJECTOR and is_of_another:
+        return None  # another model in the same folder
+    parsed = parse(stream, size_bytes, fail)
+    prefix = "projector." if names is _PROJECTOR else ""
+    found = {own if own in names else f"{prefix}{own}": tensor for own, tensor in parsed.items()}
     if names.keys() != found.keys():
         fail(
             f"it is beside a GGUF file of the architecture {architecture}, whose head consists of "
@@ -67,4 +80,5 @@ def header(stream: Source, size_bytes: int, values: Mapping[str, Any], fail: Fai
     shape, width = found[next(iter(names))].shape, values.get(f"{architecture}.embedding_length")
     if shape[:1] != (width,):
         fail(f"it reads states of another width than the model's {width}: it is the head of another model")
-    return Header(0, {}, {ours: found[own] for own, ours in names.items()}, 0)
+    keys = {f"{architecture}.{STEPS}": PROJECTOR_STEPS} if names is _PROJECTOR else {}
+    return Header(0, keys, {ours: found[own] for own, ours in names.items()}, 0)

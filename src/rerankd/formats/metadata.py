@@ -10,6 +10,7 @@ from typing import Any
 from rerankd.domain import Format, Pooling, Refusal
 from rerankd.formats.checkpoint_files import SUFFIX
 from rerankd.formats.gguf_header import Strings
+from rerankd.formats.head_file import LISTWISE_MARKERS
 from rerankd.formats.image_processor import ImageProcessor
 from rerankd.formats.library_classes import Library
 from rerankd.formats.sentence_transformers import Layout
@@ -76,12 +77,14 @@ class ModelMetadata:
     them (mixture of experts). `attention_width`: the number of attention heads times the width of one.
     `control_tokens` and `user_defined_tokens` map the text of a special token to its id; `tokens` is the
     whole vocabulary. `tags` and `base_models` are copied from the model card by the converter.
-    `rope_scaling`: how rotary positions are changed for a longer context, such as yarn.
+    `rope_scaling`: how rotary positions are changed for a longer context, such as yarn. `sliding_window`: the
+    tokens that a token sees in local layers, itself included.
     `hidden_activation` is ModernBERT's, "" without such a key. `decision_blocks` is above 0 for a decision
     model, which has the same tensor names as a reranker.
     `refusal`: why rerankd can't compute the model, None if it can.
     `layout`: what sentence-transformers' files beside a checkpoint declare; None without a checkpoint, and
     if rerankd does not support what they declare.
+    `class_name`: the class of a checkpoint if rerankd does not know it.
     `library`: who knows the class of a refused checkpoint, "" if nobody does.
     `image_processor`: how a checkpoint reads images, None if it reads text alone. `score_token`: the id of
     the token whose state the head of jina-reranker-m0 reads.
@@ -108,6 +111,7 @@ class ModelMetadata:
     output_labels: tuple[str, ...] = ()
     rope_scaling: str = _key("{arch}.rope.scaling.type", str, "")
     token_type_count: int = _key("tokenizer.ggml.token_type_count", int, 0)
+    class_name: str = _key("rerankd.class", str, "")
     causal_attention: bool | None = _key("{arch}.attention.causal", bool)
     has_cls: bool = _tensor("cls.weight")
     cls_rows: int = 0
@@ -116,6 +120,7 @@ class ModelMetadata:
     has_cls_norm: bool = _tensor("cls.norm.weight")
     has_cls_norm_bias: bool = _tensor("cls.norm.bias")
     hidden_activation: str = _key("{arch}.hidden_activation", str, "")
+    sliding_window: int = _key("{arch}.attention.sliding_window", int, 0)
     decision_blocks: int = _key("{arch}.decision.block_count", int, 0)
     has_late_projection: bool = _tensor("dense_2_out.weight")
     has_dense: bool = False
@@ -166,6 +171,11 @@ class ModelMetadata:
         last = self.parts[-1] if self.parts and self.format == "gguf" else None
         return last if last is not None and last.suffix == SUFFIX else None
 
+    @property
+    def has_listwise_markers(self) -> bool:
+        """Whether the vocabulary has the tokens whose states jina-reranker-v3 compares."""
+        return all(self.token_id(marker) is not None for marker in LISTWISE_MARKERS)
+
     def token_id(self, text: str) -> int | None:
         """The id of the single token for `text`, None if there is none.
 
@@ -179,6 +189,10 @@ class ModelMetadata:
             stored = text.replace(" ", "\u2581")
         found = self.tokens.index_of(stored)
         return self.tokens.index_of(text) if found is None else found
+
+    def ids_of(self, texts: Iterable[str]) -> dict[str, int]:
+        """The ids of those texts that are single tokens, by text."""
+        return {text: found for text in texts if (found := self.token_id(text)) is not None}
 
     def token_ids(self, texts: Iterable[str]) -> tuple[int, ...]:
         """The ids of texts that are single tokens, such as the labels of a recipe."""

@@ -228,7 +228,7 @@ def _unknown(
         library = "" if quantised(config) else library_of(kind, config, layout)
     # A class with code of its own is not what its model_type names.
     architecture = str((library != "own code" and config.get("model_type")) or kind or "unknown")
-    values["general.architecture"] = architecture
+    values |= {"general.architecture": architecture, "rerankd.class": kind}
     sizes = {
         "embedding_length": "hidden_size",
         "block_count": "num_hidden_layers",

@@ -51,8 +51,9 @@ class Weights:
             self._is_reordered = False
         else:
             parts = headers_of(path, _KEEP)
-            self.values, self._tensors = parts[0][0].values, {}
+            self.values, self._tensors = {}, {}
             for header, _, part in parts:
+                self.values = {**header.values, **self.values}  # those of the first part count
                 self._tensors |= header.tensors
                 self._places |= dict.fromkeys(header.tensors, (part.name, header.data_start))
             held = tuple(part for *_, part in parts)

@@ -23,11 +23,13 @@ from rerankd.errors import ConfigError
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.recipes.model_identity import header_names, plain
 from rerankd.recipes.partial_recipe import POOLINGS, PartialRecipe
+from rerankd.scoring import block_prompt
 from rerankd.scoring.prompt import INSTRUCTION, choose, placeholders, stray_mark
 
 # `{{query}}` contains `{query}`, so without this check the model would read the outer braces.
 _JINJA = re.compile(r"\{%|\{\{-?\s*(?:instruction|query|document)\b")
 _SIGMOID = {"logit_mean", "logit_sigma"}
+_PROMPT = {"template", "labels", "markers", "instruction", "image_tokens"}
 _Text = Annotated[str, Field(min_length=1)]
 
 
@@ -41,15 +43,18 @@ class Match(_Table):
 
     `causal`: whether the file declares causal attention; None matches both. `block_count` and
     `embedding_length` of 0 match any size; only entries of refused models may omit them, and those that
-    declare `any_size` because their names belong to one family with one prompt.
+    declare `any_size` because their names belong to one family with one prompt. Entries of
+    refused models may also omit the architectures, and name `classes` of transformers that are theirs alone,
+    whatever the file is called.
     """
 
-    architectures: tuple[_Text, ...]
+    architectures: tuple[_Text, ...] = ()
     names: Annotated[tuple[_Text, ...], Field(min_length=1)]
     block_count: int = 0
     embedding_length: int = 0
     any_size: bool = False
     causal: bool | None = None
+    classes: tuple[_Text, ...] = ()
 
     @field_validator("names")
     @classmethod
@@ -61,7 +66,7 @@ class Match(_Table):
     def fits(self, metadata: ModelMetadata) -> bool:
         """Whether architecture and sizes match, regardless of the name."""
         return (
-            metadata.architecture in self.architectures
+            (not self.architectures or metadata.architecture in self.architectures)
             and self.causal in (None, metadata.is_causal)
             and self.block_count in (0, metadata.block_count)
             and self.embedding_length in (0, metadata.embedding_length)
@@ -78,13 +83,14 @@ class Match(_Table):
 class Entry(_Table):
     """One known model: either `method` is set, or `refused` is the reason why it can't be scored correctly.
 
-    `max_length`: 0 for the header's context_length. `classifier_pooling`: the pooling that a ModernBERT's
-    head reads, None for other models. `refs`: where to download it, as in the setting `models.ref`, best
-    first.
+    `in_any_format`: refused from safetensors, too. `max_length`: 0 for the header's context_length.
+    `classifier_pooling`: the pooling that a ModernBERT's head reads, None for other models. `refs`: where to
+    download it, as in the setting `models.ref`, best first.
     `quant`: the quantisation to download; `size_mb`: its size in 10^6 bytes; `context_length`: the one in its
     header; "" or 0 if unknown. `ndcg10`: its published quality (see recommend.py), 0 if unknown.
     `needs_build`: the oldest build of llama.cpp that computes it correctly, 0 for any. `image_tokens`: the
     fewest and the most blocks of an image, None for a model that reads text alone.
+    `sliding_window`: the tokens of the window that the file of a listwise model must declare.
     """
 
     name: str
@@ -94,12 +100,18 @@ class Entry(_Table):
     licence: str = ""
     method: Method | None = None
     refused: str = ""
+    in_any_format: bool = False
     max_length: int = 0
     template: str = ""
     labels: tuple[str, ...] = ("", "")
     instruction: str = ""
     query_prefix: str = ""
     document_prefix: str = ""
+    markers: tuple[_Text, ...] = ()
+    query_tokens: int = 0
+    document_tokens: int = 0
+    block_documents: int = 0
+    sliding_window: int = 0
     pooling: Pooling = "none"
     classifier_pooling: Pooling | None = None
     low: float | None = None
@@ -117,7 +129,7 @@ class Entry(_Table):
     def partial(self, method: Method) -> PartialRecipe:
         """The parts that the entry defines for this method, without the prompt (see prompts.py)."""
         partial = PartialRecipe(method if method == self.method else None, self.max_length or None)
-        if partial.method == "cross_encoder":
+        if partial.method in ("cross_encoder", "listwise"):
             partial = replace(partial, template=self.template or None)
         if partial.method != "embedding":
             return replace(
@@ -135,6 +147,10 @@ class Entry(_Table):
             query_prefix=self.query_prefix,
             document_prefix=self.document_prefix,
         )
+
+    def refuses(self, metadata: ModelMetadata) -> bool:
+        """Whether the model can't be scored from a file of this format."""
+        return bool(self.refused) and (self.in_any_format or metadata.format == "gguf")
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -156,6 +172,8 @@ class Catalog:
 
     def recognise(self, metadata: ModelMetadata) -> Entry | None:
         """The entry that matches a file's metadata, or None. The longest matching name wins."""
+        if named := [entry for entry in self.entries if metadata.class_name in entry.match.classes]:
+            return named[0]
         fitting = [entry for entry in self.entries if entry.match.fits(metadata)]
         best = max(fitting, key=lambda entry: entry.match.named(metadata), default=None)
         return best if best is not None and best.match.named(metadata) else None
@@ -213,6 +231,8 @@ def _fault(entry: Entry) -> str:
     if bool(entry.method) == bool(entry.refused):
         return "set either method or refused"
     has_sizes = bool(entry.match.block_count and entry.match.embedding_length)
+    if entry.method and (not entry.match.architectures or entry.match.classes or entry.in_any_format):
+        return "only a refused model may have classes, in_any_format or no architectures"
     if entry.method and has_sizes == entry.match.any_size:
         return "set block_count and embedding_length: a recipe needs an exactly identified model"
     if entry.method == "causal_lm":
@@ -226,6 +246,11 @@ def _fault(entry: Entry) -> str:
             return "instruction requires {instruction} in the template"
     elif any(entry.labels) or entry.instruction:
         return "labels and instruction are for causal_lm"
+    elif entry.method == "listwise":
+        if error := block_prompt.template_error(entry.template, entry.markers):
+            return error
+        if not (entry.query_tokens and entry.document_tokens and entry.block_documents):
+            return "listwise needs query_tokens, document_tokens and block_documents"
     elif entry.template and (error := template_error(entry.template)):
         return error
     elif entry.template and entry.method != "cross_encoder":
@@ -248,9 +273,7 @@ def _entry(table: Mapping[str, Any], earlier: Mapping[str, Entry]) -> Entry:
     """The entry of one [[model]] table. `prompt_of` copies the prompt of an earlier entry."""
     name, values = table.get("name", "unnamed model"), dict(table)
     if (prompt_of := values.pop("prompt_of", "")) in earlier:
-        values |= earlier[prompt_of].model_dump(
-            include={"template", "labels", "instruction", "image_tokens", *_SIGMOID}
-        )
+        values |= earlier[prompt_of].model_dump(include={*_PROMPT, *_SIGMOID}, exclude_unset=True)
     elif prompt_of:
         raise ConfigError(f"catalog, {name}: prompt_of names {prompt_of!r}, which no earlier table defines")
     try:

@@ -27,16 +27,16 @@ _EMBEDDER_TAGS = frozenset(("sentence-similarity", "feature-extraction"))
 _CLASSIFIER_TAG = "text-classification"
 _SPARSE_TAGS = frozenset(("splade", "sparse-encoder"))
 _LATE_TAGS = frozenset(("colbert", "late-interaction", "multi-vector", "pylate"))
-# Tokens that late-interaction models put before the texts, and tokens whose states jina-reranker-v3 compares.
+# Tokens that late-interaction models put before the texts.
 _LATE_MARKERS = (("[Q] ", "[D] "), ("[QueryMarker]", "[DocumentMarker]"))
-_LISTWISE_MARKERS = ("<|embed_token|>", "<|rerank_token|>")
 # In the names of folders that rerankd or a hub's client creates: hf--org--repo, models--org--repo.
 _HUB_FOLDER = "--"
 
 
 def has_causal_head(metadata: ModelMetadata) -> bool:
     """Whether it is a checkpoint of a causal model with a rank head instead of an output matrix."""
-    return metadata.is_causal and metadata.format == "safetensors" and metadata.has_cls_output
+    is_row = metadata.has_cls_output and not metadata.has_cls
+    return metadata.is_causal and metadata.format == "safetensors" and is_row
 
 
 def plain(name: str) -> str:
@@ -51,7 +51,7 @@ def header_names(metadata: ModelMetadata) -> tuple[str, str]:
 
 def kind_of(metadata: ModelMetadata) -> Kind | None:
     """The kind of model that the file identifies itself as, None if nothing indicates one."""
-    if all(metadata.token_id(marker) is not None for marker in _LISTWISE_MARKERS):
+    if metadata.has_listwise_markers:
         return "listwise"
     names = _all_names(metadata)
     tags = {tag.lower() for tag in metadata.tags}

@@ -14,7 +14,7 @@ def normalization_of(settings: PartialRecipe, method: Method, merged: PartialRec
     """
     name, low, high = merged.normalization, merged.low, merged.high
     assert name is not None and low is not None and high is not None, "each method has a default"
-    if method in ("embedding", "late_interaction") and name == "sigmoid":
+    if method not in ("cross_encoder", "causal_lm") and name == "sigmoid":
         raise ConfigError(
             "normalization = sigmoid squeezes cosines into 0.27…0.73. Use affine with low and high."
         )

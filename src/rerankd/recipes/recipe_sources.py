@@ -90,7 +90,7 @@ def _defaults(metadata: ModelMetadata, entry: Entry | None, method: Method) -> P
         # The length of a late-interaction model's documents is never assumed.
         max_length=None if method == "late_interaction" else most,
         pooling="rank" if method == "cross_encoder" else None,
-        normalization="affine" if method in ("embedding", "late_interaction") else "sigmoid",
-        low=0.0,
+        normalization="sigmoid" if method in ("cross_encoder", "causal_lm") else "affine",
+        low=-1.0 if method == "listwise" else 0.0,
         high=1.0,
     )

@@ -6,8 +6,8 @@ be printed. `resolve` first chooses the method (`scoring_method.py`), then merge
 never gets the recipe of another model because of a similar name. The rules, in order:
 
 - **Refused at once**: a part of a model, a damaged file, a checkpoint of an unknown class, and a model that
-  the catalog refuses. The catalog's refusals concern llama.cpp; from its original safetensors files, such a
-  model is scored.
+  the catalog refuses. Most of the catalog's refusals concern llama.cpp; from its original safetensors files,
+  such a model is scored.
 - **A causal language model** is scored by the logits of one or two labels (`causal_lm`), with or without a
   rank head. Most files lack the head, and llama-server's own /v1/rerank then returns about 1e-20; where the
   head exists, it yields the same score more slowly. The prompt must be known (`prompts.py`): from the
@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from rerankd.domain import Method, Recipe, Refusal, Source
 from rerankd.errors import ConfigError
 from rerankd.formats.metadata import ModelMetadata
-from rerankd.recipes import embedding, late_interaction, prompts, rank_heads
+from rerankd.recipes import embedding, late_interaction, listwise, prompts, rank_heads
 from rerankd.recipes.catalog import Catalog, Entry, template_error
 from rerankd.recipes.causal_files import lost_output, unfit_vocabulary
 from rerankd.recipes.causal_layout import causal_recipe, layout_prompt
@@ -104,14 +104,10 @@ def resolve(metadata: ModelMetadata, catalog: Catalog, settings: PartialRecipe =
 def _method(case: _Case) -> Method | Refusal:
     """The scoring method: from the settings, else inferred from the file and the catalog."""
     metadata, entry, method = case.metadata, case.entry, case.settings.method
-    # The catalog refuses models that llama.cpp computes wrong.
-    if entry is not None and entry.refused and method != "causal_lm" and metadata.format == "gguf":
-        return Refusal(f"this is {entry.name}: {entry.refused}", KNOWN_GOOD)
     own = own_method(metadata)
     if metadata.format != "gguf" and method not in (None, own):
-        how = {"causal_lm": "the logits of its labels", "late_interaction": "the vectors of its tokens"}.get(
-            own, "its rank head"
-        )
+        of_tokens = dict.fromkeys(("late_interaction", "listwise"), "the vectors of its tokens")
+        how = {"causal_lm": "the logits of its labels", **of_tokens}.get(own, "its rank head")
         raise ConfigError(
             f"{metadata.path}: a model in safetensors format is always scored by {how}. "
             f"Remove method = {method}."
@@ -119,7 +115,7 @@ def _method(case: _Case) -> Method | Refusal:
     if method is None and isinstance(declared := causal_recipe(metadata), str):
         return Refusal(declared, SET_PROMPT)
     found = method or infer_method(metadata, entry, case.prompt, case.catalog)
-    if metadata.format == "gguf" or isinstance(found, Refusal) or found == own:
+    if metadata.format == "gguf" or isinstance(found, Refusal) or found in (own, "listwise"):
         return found
     return Refusal(
         "it has no rank head, and rerankd scores a model in safetensors format by its rank head only",
@@ -131,13 +127,23 @@ def _recipe(case: _Case, method: Method) -> Recipe | Refusal:
     """The recipe merged from all sources, or a refusal if a part is missing or does not fit the file."""
     _check_settings(case, method)
     merged, sources = merge(partials(case.settings, case.entry, case.metadata, case.prompt, method))
-    check = {
-        "cross_encoder": _check_head,
-        "causal_lm": _check_causal,
-        "embedding": _check_pooling,
-        "late_interaction": _check_tokens,
-    }
-    return check[method](case, merged, sources) or _complete(case, method, merged, sources)
+    missing = _missing(case, method, merged, sources)
+    return missing or _complete(case, method, merged, sources)
+
+
+def _missing(
+    case: _Case, method: Method, merged: PartialRecipe, sources: dict[str, Source]
+) -> Refusal | None:
+    """The refusal if a part is missing or does not fit the file."""
+    if method == "cross_encoder":
+        return _check_head(case, merged)
+    if method == "causal_lm":
+        return _check_causal(case, merged, sources)
+    if method == "late_interaction":
+        return late_interaction.missing(case.metadata, merged)
+    if method == "listwise":
+        return listwise.missing(case.metadata, case.entry)
+    return embedding.missing(case.metadata, case.entry, merged, sources)
 
 
 def _check_settings(case: _Case, method: Method) -> None:
@@ -155,7 +161,7 @@ def _check_settings(case: _Case, method: Method) -> None:
             )
 
 
-def _check_head(case: _Case, merged: PartialRecipe, sources: dict[str, Source]) -> Refusal | None:
+def _check_head(case: _Case, merged: PartialRecipe) -> Refusal | None:
     metadata, wanted = case.metadata, case.settings.pooling
     if metadata.is_causal:
         raise ConfigError(
@@ -238,14 +244,6 @@ def _check_causal(case: _Case, merged: PartialRecipe, sources: dict[str, Source]
     return None
 
 
-def _check_pooling(case: _Case, merged: PartialRecipe, sources: dict[str, Source]) -> Refusal | None:
-    return embedding.missing(case.metadata, case.entry, merged, sources)
-
-
-def _check_tokens(case: _Case, merged: PartialRecipe, sources: dict[str, Source]) -> Refusal | None:
-    return late_interaction.missing(case.metadata, merged)
-
-
 def _complete(case: _Case, method: Method, merged: PartialRecipe, sources: dict[str, Source]) -> Recipe:
     """The recipe from the merged parts, without those that the method does not use."""
     metadata, most = case.metadata, longest(case.metadata, case.entry)
@@ -280,5 +278,6 @@ def _complete(case: _Case, method: Method, merged: PartialRecipe, sources: dict[
         if method == "late_interaction"
         else None,
         images=metadata.image_processor.input(merged.image_tokens) if metadata.image_processor else None,
+        **(listwise.facts(case.entry) if method == "listwise" else {}),
         sources={part: source for part, source in sources.items() if part not in unused},
     )

@@ -26,9 +26,6 @@ _LOST_HEAD = (
     "and cls.output.weight are missing): the head was lost in conversion, or GGUF can't represent it"
 )
 _NOT_SUPPORTED = {
-    "listwise": "it is a listwise model (its vocabulary has jina-reranker-v3's marker tokens): it reads "
-    "all documents in one prompt and compares the hidden states of these tokens, which rerankd does not "
-    "support yet",
     "late interaction": "it is a late interaction model (ColBERT), which rerankd scores from safetensors "
     "only: a GGUF file has lost its projection, or the markers and lengths of its texts; one vector per "
     "text gives other scores",
@@ -41,6 +38,8 @@ def own_method(metadata: ModelMetadata) -> Method:
     """The only method by which rerankd scores a checkpoint in safetensors format."""
     if metadata.layout is not None and metadata.layout.interaction is not None:
         return "late_interaction"
+    if kind_of(metadata) == "listwise":
+        return "listwise"
     return "causal_lm" if metadata.is_causal else "cross_encoder"
 
 
@@ -49,9 +48,11 @@ def infer_method(
 ) -> Method | Refusal:
     """The scoring method of a file if the settings have none. `prompt` is a causal model's prompt, None if it
     is unknown."""
-    if own_method(metadata) == "late_interaction":
-        return "late_interaction"
     kind = kind_of(metadata)
+    if (own := own_method(metadata)) in ("late_interaction", "listwise"):
+        return own
+    if entry is not None and entry.method == "listwise":
+        return "listwise"  # without its markers, which is explained later
     if metadata.is_causal:
         return _causal(metadata, entry, prompt, catalog, kind)
     has_head = metadata.has_cls or metadata.has_cls_output or metadata.pooling == "rank"
@@ -91,7 +92,7 @@ def infer_method(
 def _causal(
     metadata: ModelMetadata, entry: Entry | None, prompt: Prompt | None, catalog: Catalog, kind: Kind | None
 ) -> Method | Refusal:
-    if kind in ("listwise", "late interaction", "sparse"):
+    if kind in ("late interaction", "sparse"):
         return _headless(metadata, entry, kind)
     if prompt is not None:
         return "causal_lm"
@@ -139,7 +140,7 @@ def _headless(metadata: ModelMetadata, entry: Entry | None, kind: Kind) -> Refus
     if kind == "late interaction" and metadata.format == "gguf":
         next_step = f"serve the original safetensors files (`rerankd pull hf:ORG/REPO`), or {KNOWN_GOOD}"
     pooling = metadata.pooling if metadata.pooling in POOLINGS else ""
-    return Refusal(reason, next_step, "" if kind == "listwise" else _embedding_lines(pooling))
+    return Refusal(reason, next_step, _embedding_lines(pooling))
 
 
 def _embedding_lines(pooling: str) -> str:

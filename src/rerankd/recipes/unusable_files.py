@@ -13,6 +13,8 @@ _MAIN_FILE = "give the path of the model's main file"
 
 def unusable(metadata: ModelMetadata, entry: Entry | None, settings: PartialRecipe) -> Refusal | None:
     """The refusal of a file that is not a complete model that an engine can run."""
+    if entry is not None and entry.refuses(metadata) and settings.method != "causal_lm":
+        return Refusal(f"this is {entry.name}: {entry.refused}", KNOWN_GOOD)
     is_named = "cross_encoder" in (settings.method, entry.method if entry else None)
     is_pair = own_method(metadata) == "cross_encoder"
     if metadata.library == "own code" and is_pair and not is_named:

@@ -47,6 +47,12 @@ def notes(
             "its publisher uses the raw value, without a sigmoid (activation_fn is Identity): request "
             "raw_scores for it; scores in [0, 1] have the same order but are not calibrated"
         )
+    if recipe.method == "listwise":
+        found.append(
+            "a document's score depends on the other documents of its request and on their order: compare "
+            "scores within a response only, and set score_threshold with care; a repeated request is "
+            "answered from the cache, a single document of it is not"
+        )
     most = longest(metadata, entry)
     if recipe.sources["max_length"] != "settings" and recipe.max_length < most:
         found.append(

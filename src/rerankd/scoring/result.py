@@ -36,6 +36,7 @@ class Scored:
     a budget) are by document index. `document_budget` is the number of tokens read of a document,
     `query_tokens` the length to which the query was truncated, `overlap` the number of tokens that chunks
     share, if that is less than requested. `normalization` is that of this query, None if nothing was scored.
+    `has_no_chunks`: chunks were requested of a model that reads none.
 
     `tokens` were read by the engine. `cached_tokens` belong to the `cached` texts whose score was known, and
     to documents that repeat a text.
@@ -51,6 +52,7 @@ class Scored:
     query_tokens: int | None = None
     overlap: int | None = None
     unused_instruction: bool = False
+    has_no_chunks: bool = False
     tokens: int = 0
     cached_tokens: int = 0
     cached: int = 0
@@ -73,6 +75,11 @@ class Scored:
             found.append(
                 f"Chunks overlap by {self.overlap} tokens, the maximum (half a chunk), which is less than "
                 "the overlap_tokens of the request."
+            )
+        if self.truncated and self.has_no_chunks:
+            found.append(
+                "This model reads all documents of a request together, and none in chunks: "
+                "max_chunks_per_doc was ignored."
             )
         if self.truncated:
             found.append(

@@ -30,7 +30,7 @@ def spec(
     recipe = resolved.require(wanted.ref)
     of_interaction = recipe.interaction
     markers = (of_interaction.query_marker, of_interaction.document_marker) if of_interaction else ()
-    found = {one: at for one in markers if (at := metadata.token_id(one)) is not None}
+    found = metadata.ids_of((*markers, *recipe.markers))
     return EngineSpec(
         name,
         path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 from rerankd.content import Content
 from rerankd.domain import RerankRequest
 from rerankd.errors import TextsRefused
-from rerankd.scoring import deduplicate, image_inputs
-from rerankd.scoring.cache import CachedScore
+from rerankd.scoring import block_scores, deduplicate, image_inputs
+from rerankd.scoring.cache import CachedScore, ScoreCache
 from rerankd.scoring.deduplicate import UniqueTexts
 from rerankd.scoring.inputs import Reader, Reading
 from rerankd.scoring.question import PreparedQuestion, Truncation, takes_instruction
@@ -138,17 +139,19 @@ async def score_documents(
             prepared = await reader.prepare(request.query, request.instruction, how)
     except TimeoutError:
         return nothing_scored(texts)
-    # A score that depends on the other documents of its block is not cached.
-    is_cacheable = served.engine.capabilities.scope == "pair"
-    keys = cache.keys(prepared.question.key, texts.texts, how.of_documents) if is_cacheable else []
+    has_blocks = served.engine.capabilities.scope == "block"
+    # A score that depends on the other documents is cached for the same documents in the same order.
+    whole = (one if isinstance(one, str) else one.key.hex() for one in texts.texts)
+    others = "\0".join(("", *whole)) if has_blocks else ""
+    keys = cache.keys(prepared.question.key, texts.texts, how.of_documents + others)
     outcome = _Outcome()
-    for at, key in enumerate(keys):
-        score = cache.get(key)
-        if score is not None and (how.is_allowed or not score.is_truncated):
-            outcome.add_cached(at, score)
+    for at, score in _known(cache, keys, how, is_whole=has_blocks).items():
+        outcome.add_cached(at, score)
     cached = len(outcome.raw)
     missing = [at for at in range(len(texts.texts)) if at not in outcome.raw]
-    for portion in _portions(texts.texts, missing) if budget else [missing]:
+    left = deque(_portions(texts.texts, missing) if budget and not has_blocks else [missing])
+    while left:
+        portion = left.popleft()
         if budget and not budget.left_s:
             outcome.unscored += portion
             continue
@@ -162,26 +165,69 @@ async def score_documents(
             continue
         outcome.errors |= refused
         outcome.overlap = outcome.overlap or reading.overlap
+        inputs = reading.inputs
+        blocks = (reading.blocks or _blocks(len(inputs), served.engine.policy.inputs)) if has_blocks else ()
         scores = await queued.score(
-            reading.inputs,
+            inputs,
             until=budget.ends if budget else None,
             latest=budget.latest if budget else None,
-            blocks=() if is_cacheable else _blocks(len(reading.inputs), served.engine.policy.inputs),
+            blocks=blocks,
         )
-        for number, at in enumerate(readable):
-            score = outcome.add(at, reading, number, scores)
-            if score is not None and keys:
-                cache.put(keys[at], score)
+        if blocks and scores.errors and len(scores.errors) < len(inputs):
+            # The scores of the others are those of other blocks: without the texts that can't be scored.
+            owners = dict(_owners(readable, reading))
+            failed = {owners[one]: reason for one, reason in scores.errors.items()}
+            outcome.errors |= failed
+            left.append([at for at in readable if at not in failed])
+            continue
+        scores = _merged(scores, blocks)
+        made = {at: outcome.add(at, reading, number, scores) for number, at in enumerate(readable)}
+        if not has_blocks or (len(made) == len(keys) and None not in made.values()):
+            for at, one in made.items():
+                if one is not None and keys:
+                    cache.put(keys[at], one)
     return replace(
         outcome.scored(texts),
         document_budget=prepared.budget_for(how),
         query_tokens=prepared.query_tokens,
         unused_instruction=bool(request.instruction) and not takes_instruction(reader.recipe),
+        has_no_chunks=how.chunks > 1 and reader.recipe.method == "listwise",
         tokens=outcome.read + (len(prepared.question.ids) if outcome.read else 0),
         cached=cached,
         engine_s=time.perf_counter() - started - queued.waited_s,
         normalization=reader.recipe.normalization_for(len(prepared.question.ids)),
     )
+
+
+def _known(
+    cache: ScoreCache, keys: Sequence[bytes], how: Truncation, *, is_whole: bool
+) -> dict[int, CachedScore]:
+    """The cached scores, by the index of the text. With `is_whole`, those of all texts or none."""
+    found = {
+        at: score
+        for at, key in enumerate(keys)
+        if (score := cache.get(key)) is not None and (how.is_allowed or not score.is_truncated)
+    }
+    return found if not is_whole or len(found) == len(keys) else {}
+
+
+def _owners(readable: Sequence[int], reading: Reading) -> Iterator[tuple[int, int]]:
+    """The index of each input, and that of its text."""
+    for at, part in zip(readable, reading.parts, strict=True):
+        for one in part:
+            yield one, at
+
+
+def _merged(scores: Scores, blocks: Sequence[range]) -> Scores:
+    """The scores of a request of several blocks, from their vectors (see block_scores.py)."""
+    scored = [block for block in blocks if block.start in scores.blocks]
+    if len(scored) < 2:
+        return scores
+    values = [*scores.values]
+    found = block_scores.merged([scores.blocks[block.start] for block in scored])
+    for block, own in zip(scored, found, strict=True):
+        values[block.start : block.stop] = own
+    return replace(scores, values=values)
 
 
 def nothing_scored(texts: UniqueTexts) -> Scored:

@@ -13,6 +13,7 @@ from rerankd import processes
 from rerankd.backends.base import Offer
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.ids import Frame, Ids
+from rerankd.scoring import blocks
 from rerankd.scoring.inputs import Reader
 from rerankd.scoring.tokenizer import Tokenizer
 
@@ -130,4 +131,4 @@ class ModelVocabulary:
 def reader(running: Offer, tokenizer: Tokenizer) -> Reader:
     """The Reader for a model that runs as in this offer."""
     spec, reads_text = running.spec, running.capabilities.reads == "text"
-    return Reader(spec.recipe, tokenizer, spec.control_tokens, reads_text=reads_text)
+    return blocks.reader(spec.recipe, tokenizer, spec.control_tokens, reads_text=reads_text)

@@ -20,6 +20,7 @@ from typing import Any
 
 from rerankd.backends.base import BatchPolicy
 from rerankd.errors import EngineUnavailable, Overloaded, Stopping
+from rerankd.scoring.block_scores import Block
 from rerankd.scoring.engine_input import Input
 from rerankd.serving.admission import Client, LimitReached
 from rerankd.serving.queue_scores import Answer, Scores
@@ -50,6 +51,7 @@ class QueuedRequest:
     _unscored: set[int] = field(default_factory=set)
     _values: list[float | None] = field(default_factory=list)
     _errors: dict[int, str] = field(default_factory=dict)
+    _blocks: dict[int, Block] = field(default_factory=dict)
     _batches: set[_Batch] = field(default_factory=set)
 
     async def score(
@@ -78,7 +80,7 @@ class QueuedRequest:
         self._since = queue.now()
         self._over = loop.create_future()
         self._inputs, self._values, self._waiting = inputs, [None] * len(inputs), set(range(len(inputs)))
-        self._errors, self._unscored = {}, set()
+        self._errors, self._unscored, self._blocks = {}, set(), {}
         timers = []
         if until is not None:
             passed = loop.time() - queue.now()
@@ -91,7 +93,7 @@ class QueuedRequest:
             for timer in timers:
                 timer.cancel()
             self._release()
-        return Scores(self._values, self._errors, frozenset(self._unscored))
+        return Scores(self._values, self._errors, frozenset(self._unscored), self._blocks)
 
     @property
     def is_over(self) -> bool:
@@ -266,6 +268,9 @@ class Queue:
     def _ended(self, batch: _Batch, task: asyncio.Task[Answer]) -> None:
         self._under_way.remove(batch)
         error = _CANCELLED if task.cancelled() else task.exception()
+        if error is None and (vectors := task.result().block) is not None:
+            request, first = batch.owners[0]
+            request._blocks[first] = vectors
         self.scheduler.batch_done(batch.given, self.now(), is_scored=error is None)
         for number, (request, at) in enumerate(batch.owners):
             request._batches.discard(batch)

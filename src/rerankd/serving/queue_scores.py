@@ -6,23 +6,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rerankd.errors import RerankdError
+from rerankd.scoring.block_scores import Block
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The outcome of a batch: the raw score of each input, by its index in the batch. A score is None if
-    `errors` holds a reason, if `failures` holds the error of its request, or if no client waits for it."""
+    `errors` holds a reason, if `failures` holds the error of its request, if no client waits for it, or if
+    another input of its block has an error. `block` has the vectors of a block."""
 
     values: Sequence[float | None]
     errors: Mapping[int, str] = field(default_factory=dict)
     failures: Mapping[int, RerankdError] = field(default_factory=dict)
+    block: Block | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
     """The scores of a request: the raw score of each input, by its index in the request. A score is None if
-    `errors` holds a reason, and for the inputs in `unscored`, which did not fit into the time budget."""
+    `errors` holds a reason, for an input whose block contains one, and for the inputs in `unscored`, which
+    did not fit into the time budget. `blocks` has the vectors of each scored block, by the index of its first
+    input."""
 
     values: Sequence[float | None]
     errors: Mapping[int, str]
     unscored: frozenset[int]
+    blocks: Mapping[int, Block] = field(default_factory=dict)

@@ -7,10 +7,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rerankd.backends.base import Batch, Engine
+from rerankd.backends.base import Batch, Engine, RawScores
 from rerankd.errors import InputTooLong, QueryRefused, RerankdError, TextsRefused
 from rerankd.metrics import Metrics
 from rerankd.scoring import normalize, self_test
@@ -32,11 +33,15 @@ _MANY = 5
 # After this many engines in a row that also failed on a known pair, the texts are not at fault.
 _MOST_USELESS = 2
 _TOO_LONG = "the engine reports that it is too long"
+# How often a block is scored whose engine was lost, although no text of it crashes the engine alone.
+_MOST_BLOCKS = 3
+_NOT_TOGETHER = "the engine fails on these documents together, although not on each alone"
 
 
 class RetryingCaller:
     """Calls the engines of one model, with retries. `running` returns them, or raises EngineUnavailable.
-    `reader` returns the model's Reader. `out_of_memory` is called when an engine ran out of memory.
+    `reader` returns the model's Reader, `has_blocks` whether a score depends on its whole batch (the scope
+    "block"). `out_of_memory` is called when an engine ran out of memory.
     `patience_s` is as in EngineCaller."""
 
     def __init__(
@@ -48,6 +53,7 @@ class RetryingCaller:
         metrics: Metrics,
         *,
         reader: Callable[[], Awaitable[Reader]],
+        has_blocks: Callable[[], bool],
         out_of_memory: Callable[[], object],
         log: Path,
         patience_s: float,
@@ -55,6 +61,7 @@ class RetryingCaller:
         self._name = name
         self._running = running
         self._reader = reader
+        self._has_blocks = has_blocks
         self._out_of_memory = out_of_memory
         self._learned = learned
         self._metrics = metrics
@@ -84,12 +91,36 @@ class RetryingCaller:
     async def score(self, inputs: Sequence[Input], is_wanted: IsWanted = always) -> Answer:
         """The raw score of each input. It is None if `errors` holds a reason, if `failures` holds the error
         of the whole request (QueryRefused: its query crashes the engine with any text), or if no client waits
-        for it."""
+        for it.
+
+        The scores of a block depend on all of it. A call with a part of a block only finds the text that
+        crashes the engine: its scores are dropped, and without an error the whole block is scored again.
+        """
+        if self._has_blocks() and (blamed := self._quarantined(inputs)):
+            return Answer([None] * len(inputs), blamed)
+        for _ in range(_MOST_BLOCKS):
+            answer, is_whole = await self._scored(inputs, is_wanted)
+            if is_whole or not self._has_blocks():
+                return answer
+            if answer.errors or answer.failures or not is_wanted(0):
+                return replace(answer, values=[None] * len(inputs))
+        return Answer([None] * len(inputs), dict.fromkeys(range(len(inputs)), _NOT_TOGETHER))
+
+    def _quarantined(self, inputs: Sequence[Input]) -> dict[int, str]:
+        """The quarantined inputs, by index, with the reason."""
+        digests, now = self._quarantine.digests(one.name for one in inputs), time.time()
+        reasons = [self._quarantine.reason(digest, now) for digest in digests]
+        return {at: why for at, why in enumerate(reasons) if why is not None}
+
+    async def _scored(self, inputs: Sequence[Input], is_wanted: IsWanted) -> tuple[Answer, bool]:
+        """The answer, and whether one call has scored all inputs."""
+        whole: list[RawScores] = []
 
         async def each(engine: Engine, part: Sequence[Input]) -> Sequence[tuple[float | None, str | None]]:
             answer = await engine.score(Batch(tuple(part)))
             normalize.check_complete(answer.values, answer.errors)
             self._running().answered(engine)
+            whole.extend([answer] if len(part) == len(inputs) else ())
             return [(value, answer.errors.get(at)) for at, value in enumerate(answer.values)]
 
         names = [one.name for one in inputs]
@@ -97,7 +128,7 @@ class RetryingCaller:
         pairs, errors, failures = await self._each(Work(inputs, names, questions, is_wanted), each)
         errors |= {at: why for at, (_, why) in pairs.items() if why is not None}
         values = [pairs[at][0] if at in pairs else None for at in range(len(inputs))]
-        return Answer(values, errors, failures)
+        return Answer(values, errors, failures, whole[-1].block if whole else None), bool(whole)
 
     def blames_engine(self) -> bool:
         """Whether an engine that crashed under load is itself at fault.

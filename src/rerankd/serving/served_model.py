@@ -41,8 +41,6 @@ from rerankd.state import StateStore
 
 _log = logging.getLogger("rerankd")
 
-_CRASHES = ("crash", "exit")
-
 
 class ServedModel:
     """A served model. The loader loads and unloads it; its engines score the requests in its queue.
@@ -76,6 +74,7 @@ class ServedModel:
             learned,
             metrics,
             reader=self.reader,
+            has_blocks=lambda: self.engine.capabilities.scope == "block",
             out_of_memory=self._ran_out_of_memory,
             log=self.log,
             patience_s=settings.hang_margin_s,
@@ -275,7 +274,8 @@ class ServedModel:
             if begun_with != safer.taken:  # another replica has already taken the next step
                 return True
             # Running out of memory is never blamed on a text, but a crash may be.
-            if loaded and cause != "memory" and not (cause in _CRASHES and self.caller.blames_engine()):
+            is_crash = cause in ("crash", "exit")
+            if loaded and cause != "memory" and not (is_crash and self.caller.blames_engine()):
                 return False
             return safer.lost(cause, loaded=loaded)
 

@@ -85,8 +85,9 @@ class LlamaBackend:
     def offer(self, spec: EngineSpec, options: LlamaOptions, survey: Binaries) -> LlamaOffer | Refusal:
         if spec.metadata is not None and spec.metadata.format != "gguf":
             return Refusal("llama.cpp reads GGUF files only", "pull the model as GGUF, if there is one")
-        if spec.recipe.method == "late_interaction":
-            return Refusal("the llama.cpp backend does not support late interaction", "")
+        if spec.recipe.method in ("late_interaction", "listwise"):
+            what = "late interaction" if spec.recipe.method == "late_interaction" else "listwise models"
+            return Refusal(f"the llama.cpp backend does not support {what}", "")
         if spec.metadata is not None and spec.metadata.head_file is not None:
             return Refusal(f"llama.cpp does not read the head in {spec.metadata.head_file.name}", "")
         try:
@@ -172,6 +173,8 @@ class LlamaBackend:
         """Return the bundled llama.cpp on the CPU, as a reference for another backend."""
         bundled = installed.bundled()
         if isinstance(running, LlamaOffer) or bundled is None or spec.metadata is None:
+            return None
+        if spec.recipe.method not in _POLICIES:
             return None
         # A single label needs a copy of the file with a row of zeros, which a comparison does not make.
         if spec.metadata.format != "gguf" or zero_row.plan(spec.metadata, spec.recipe) is not None:

@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--precision", choices=["f32", "bf16"], default="f32")
     flags.add_argument("--why", default="", help="the reason for the precision, in words")
     flags.add_argument("--token-vectors", type=TokenVectors.parse, help="late interaction, as JSON")
+    flags.add_argument("--blocks", action="store_true", help="score each batch as a block of documents")
     flags.add_argument("--weights", choices=["full", "compressed"], default="full")
     return flags
 
@@ -50,6 +51,7 @@ def _load(options: argparse.Namespace) -> Scorer:
         why=options.why,
         compressed=options.weights == "compressed",
         token_vectors=options.token_vectors,
+        reads_blocks=options.blocks,
     )
 
 

@@ -18,6 +18,7 @@ from rerankd import machine
 from rerankd.backends import prompt_rate, token_vectors
 from rerankd.backends.base import (
     BatchPolicy,
+    Capabilities,
     Check,
     Checkup,
     Engine,
@@ -93,7 +94,7 @@ class OpenVinoBackend:
 
     def _offer(self, spec: EngineSpec, options: OpenVinoOptions) -> OpenVinoOffer:
         assert spec.metadata is not None
-        is_causal = spec.recipe.method == "causal_lm"
+        is_causal, is_listwise = spec.metadata.is_causal, spec.recipe.method == "listwise"
         keeps_groups = is_causal or spec.metadata.architecture in _LLAMA
         # Besides the file, the worker holds the matrices of the blocks: 8 bytes per weight, or 2.6 if
         # compressed (measured on BERT-large's shape). Compressed causal models: 3.3 in bf16 and 4.8 in f32
@@ -101,6 +102,8 @@ class OpenVinoBackend:
         is_compressed = options.weights == "compressed" or (keeps_groups and not spec.exact)
         a_weight = 8 if not is_compressed else 5 if keeps_groups else 3
         held = spec.metadata.block_weights * a_weight
+        if is_listwise:  # the keys and values of a block, in float32
+            held += 4 * spec.recipe.max_length * spec.shape.layers * spec.shape.kv_width
         is_small = spec.metadata.block_weights < _SMALL
         return OpenVinoOffer(
             backend=self,
@@ -109,11 +112,16 @@ class OpenVinoBackend:
             build=f"{self.name} {precision_choice.version()}",
             title=self.title,
             reason="it computes the prompt that documents share once"
-            if is_causal
-            else "the fastest for an encoder on a CPU",
-            rank=Rank.BEST_ON_CPU if not is_causal else Rank.LAST_ON_CPU if is_small else Rank.CPU,
+            if is_causal and not is_listwise
+            else f"the fastest for {'a listwise model' if is_listwise else 'an encoder'} on a CPU",
+            rank=Rank.BEST_ON_CPU
+            if is_listwise or not is_causal
+            else Rank.LAST_ON_CPU
+            if is_small
+            else Rank.CPU,
             memory_bytes=(spec.metadata.size_bytes + held + spec.document_vectors_bytes) * spec.replicas,
             policy=_policy(_UNSETTLED.precision, spec.recipe),
+            capabilities=Capabilities("block" if is_listwise else "pair"),
             options=options,
         )
 
@@ -160,6 +168,8 @@ class OpenVinoBackend:
         if spec.recipe.method == "causal_lm":
             assert spec.metadata is not None
             argv += ["--labels", *map(str, spec.metadata.token_ids(spec.recipe.labels))]
+        if spec.recipe.method == "listwise":
+            argv += ["--blocks"]
         if (vectors := TokenVectors.of(spec.recipe, spec.metadata, spec.document_vectors_bytes)) is not None:
             argv += vectors.arguments
         return Launch(argv, WorkerEngine)
@@ -171,7 +181,7 @@ class OpenVinoBackend:
             is_exact = running.precision.precision == "f32"
             if is_exact or spec.metadata is None or spec.metadata.format == "gguf":
                 return None
-        elif spec.recipe.method == "causal_lm":
+        elif spec.metadata is None or spec.metadata.is_causal:
             return None  # a causal model in float32 needs several times the memory of the running one
         if refused(spec.recipe, spec.metadata, is_installed=self.survey(OpenVinoOptions(), Path())):
             return None
@@ -224,7 +234,7 @@ def refused(recipe: Recipe, metadata: ModelMetadata | None, *, is_installed: boo
 
 
 def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
-    is_causal = recipe.method == "causal_lm"
+    is_causal = recipe.method in ("causal_lm", "listwise")
     if metadata.library:
         return f"the OpenVINO backend does not support the architecture {metadata.architecture}"
     if metadata.architecture not in (_CAUSAL_ARCHITECTURES if is_causal else _ARCHITECTURES):

@@ -10,11 +10,12 @@ texts), and head size n:
     embeddings  f32 [B, T, width]
     cos, sin    f32 [K, T, n / 2]           of positions P, P + 1, … for each of K kinds of layers
     mask        f32 [K, T, P + T]           0 for tokens that a token sees, MASKED for others
-    last        i64 [B, 1]                  index of each text's last token
+    last        i64 [B, R]                  indexes of the R tokens of each text whose states are read
     prefix      f32 [P, 2 · layers, kv heads, n]   keys and values in turns
 
-Outputs: `scores` f32 [B], and `own` f32 [T, 2 · layers, kv heads, n], the keys and values of text 0. Tokens
-come first, so that a longer prefix is the same memory and more rows.
+Outputs: what the head makes of the states that are read, such as a score f32 [B], and `own` f32 [T, 2 ·
+layers, kv heads, n], the keys and values of text 0. Tokens come first, so that a longer prefix is the same
+memory and more rows.
 
 To add an architecture: subclass Decoder in architectures/, add it to DECODERS there, its name to
 `_CAUSAL_ARCHITECTURES` in backend.py, and a golden model to tests/backends/cases.py.
@@ -22,21 +23,21 @@ To add an architecture: subclass Decoder in architectures/, add it to DECODERS t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rerankd.backends.openvino.layers import GROUP, Node, capped, grouped, ints, quantised, rms_norm
-from rerankd.backends.openvino.output_row import Output
+from rerankd.backends.openvino.layers import GROUP, Node, grouped, ints, quantised, rms_norm
 from rerankd.backends.openvino.runtime import op, ov
 from rerankd.errors import ModelFileError
-from rerankd.formats import llama_rope
+from rerankd.formats import llama_rope, local_layers
 from rerankd.formats.weights import FLOATS, Floats, Weights
 
 _OUTSIDE = {"token_embd.weight", "output_norm.weight"}
 # Read outside the graph: output_row.py, formats/llama_rope.py.
-_OPTIONAL = {"output.weight", "cls.output.weight", llama_rope.DIVISORS}
+_OPTIONAL = {"output.weight", "cls.weight", "cls.output.weight", llama_rope.DIVISORS}
 
 
 class Kind(NamedTuple):
@@ -69,8 +70,8 @@ class Seen(Protocol):
 
 
 class SeenAfterPrefix(Seen):
-    """What texts see behind a prefix: the inputs of the graph. The last layer returns each text's last
-    token."""
+    """What texts see behind a prefix: the inputs of the graph. The last layer returns the tokens
+    that are read."""
 
     def __init__(self, kv_heads: int, head_size: int, layers: int, width: int, kinds: int) -> None:
         def floats(name: str, *shape: int) -> Node:
@@ -79,7 +80,7 @@ class SeenAfterPrefix(Seen):
         self.embeddings = floats("embeddings", -1, -1, width)
         self._cos, self._sin = (floats(name, kinds, -1, head_size // 2) for name in ("cos", "sin"))
         self._mask = floats("mask", kinds, -1, -1)
-        self._last = op.parameter([-1, 1], np.int64, name="last")
+        self._last = op.parameter([-1, -1], np.int64, name="last")
         self._prefix = floats("prefix", -1, 2 * layers, kv_heads, head_size)
         self.views = [self._views(kind) for kind in range(kinds)]
         texts = op.gather(op.shape_of(self.embeddings), ints(0), ints(0, scalar=True))
@@ -110,7 +111,7 @@ class SeenAfterPrefix(Seen):
         return op.unsqueeze(table, ints(0, 1))
 
     def _of_last(self, table: Node) -> Node:
-        """Return the row of each text's last token [texts, 1, 1, columns]."""
+        """Return the rows of the tokens that are read [texts, 1, read, columns]."""
         return op.unsqueeze(op.gather(table, self._last, ints(0, scalar=True)), ints(1))
 
 
@@ -134,22 +135,30 @@ class Decoder:
         self.kv_heads: int = weights.key("attention.head_count_kv", self.heads)
         self.head_size: int = weights.key("attention.key_length", self.width // self.heads)
         self.epsilon: float = weights.key("attention.layer_norm_rms_epsilon")
-        self.kinds: tuple[Kind, ...] = (self.kind(weights.key("rope.freq_base", 10000.0)),)
-        self.kind_of: tuple[int, ...] = (0,) * self.layers
+        kinds = self.read_kinds()
+        every = list(dict.fromkeys(kinds))
+        self.kinds: tuple[Kind, ...] = tuple(self.kind(*one) for one in every)
+        self.kind_of: tuple[int, ...] = tuple(map(every.index, kinds))
         """The index of each layer's kind."""
         self._check()
 
+    def read_kinds(self) -> Sequence[tuple[float, float, int | None]]:
+        """Return the kind of each layer, as the arguments of `kind`."""
+        base: float = self.weights.key("rope.freq_base", 10000.0)
+        return [(base, 1.0, window) for window in local_layers.windows(self.weights)]
+
     def layer(self, x: Node, at: int, seen: Seen) -> tuple[Node, Node, Node]:
         """Return the states after layer `at`, and its own keys and values [texts, kv heads, tokens, n]. The
-        last layer returns the state of each text's last token only [texts, 1, width]."""
+        last layer returns the states that are read only [texts, read, width]."""
         raise NotImplementedError
 
     def embedded(self, embeddings: Node) -> Node:
         """Return the states before the first layer."""
         return embeddings
 
-    def graph(self, output: Output) -> ov.Model:
-        """Build the graph, which ends with the score that `output` defines."""
+    def graph(self, head: Callable[[Node], Node]) -> ov.Model:
+        """Build the graph, which ends with what `head` makes of the states that are read [texts, read,
+        width]."""
         seen = SeenAfterPrefix(self.kv_heads, self.head_size, self.layers, self.width, len(self.kinds))
         x, own = self.embedded(seen.embeddings), []
         for at in range(self.layers):
@@ -157,14 +166,8 @@ class Decoder:
             first = [op.slice(one, ints(0), ints(1), ints(1), ints(0)) for one in added]
             own += [op.transpose(one, ints(2, 0, 1, 3)) for one in first]
         state = self.norm(x, "output_norm")
-        first, *second = (
-            op.reduce_sum(op.multiply(state, op.constant(row)), ints(1, 2), False) for row in output.rows
-        )
-        if output.cap:
-            first, second = capped(first, output.cap), [capped(one, output.cap) for one in second]
-        scores = op.subtract(first, *second) if second else first
         return ov.Model(
-            [op.result(scores), op.result(op.concat(own, 1))], seen.parameters, self.weights.architecture
+            [op.result(head(state)), op.result(op.concat(own, 1))], seen.parameters, self.weights.architecture
         )
 
     def kind(self, base: float, factor: float = 1.0, window: int | None = None) -> Kind:

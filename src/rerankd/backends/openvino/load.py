@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rerankd.backends.openvino.causal import CausalModel
+from rerankd.backends.openvino.causal import CausalModel, TokenModel
 from rerankd.backends.openvino.encoder import Encoder
 from rerankd.backends.openvino.precision import Precision
 from rerankd.backends.token_vectors import TokenVectors
@@ -24,18 +24,23 @@ def load(
     compressed: bool = False,
     why: str = "",
     token_vectors: TokenVectors | None = None,
+    reads_blocks: bool = False,
 ) -> Scorer:
     """Load and compile a model. `labels` are a causal model's label ids, () if it has a rank head instead,
-    None for an encoder. With `token_vectors`, the encoder scores by late interaction.
+    None for an encoder. With `token_vectors`, the encoder scores by late interaction; with `reads_blocks` it
+    is a listwise causal model.
 
     Raises ModelFileError if the file is damaged, and OpenVINO's errors.
     """
     network: Network
-    if labels is not None:
+    if reads_blocks:
+        network = TokenModel(path, (), threads=threads, precision=precision, compressed=compressed, why=why)
+    elif labels is not None:
         network = CausalModel(
             path, labels, threads=threads, precision=precision, compressed=compressed, why=why
         )
     else:
         network = Encoder(path, pooling, threads=threads, precision=precision, compressed=compressed, why=why)
     returns_scores = labels is not None or pooling == "rank"
-    return Scorer(network, max_length, method_of(token_vectors, returns_scores=returns_scores))
+    method = method_of(token_vectors, returns_scores=returns_scores, reads_blocks=reads_blocks)
+    return Scorer(network, max_length, method)

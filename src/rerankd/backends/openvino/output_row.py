@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rerankd.backends.openvino.layers import Node, capped, ints
+from rerankd.backends.openvino.runtime import op
+from rerankd.errors import ModelFileError
 from rerankd.formats.weights import Floats, Weights
 
 
@@ -22,13 +25,26 @@ class Output(NamedTuple):
     rows: Floats
     cap: float = 0.0
 
+    def graph(self, states: Node) -> Node:
+        """Return the scores [texts] of the states [texts, 1, width] of each text's last token."""
+        first, *second = (
+            op.reduce_sum(op.multiply(states, op.constant(row)), ints(1, 2), False) for row in self.rows
+        )
+        if self.cap:
+            first, second = capped(first, self.cap), [capped(one, self.cap) for one in second]
+        return op.subtract(first, *second) if second else first
+
 
 def output_of(weights: Weights, labels: Sequence[int]) -> Output:
     """Return the output for one or two label ids, relevant first; for () that of the rank head.
 
     The rows are those of the output matrix, or of the embedding matrix if the model has no output matrix
-    (tied embeddings). Raises ModelFileError if a tensor is missing.
+    (tied embeddings). Raises ModelFileError if a tensor is missing, or if the rank head has another layer.
     """
+    if weights.has("cls.weight"):
+        raise ModelFileError(
+            f"{weights.path}: it has the unknown tensor cls.weight ({weights.architecture})."
+        )
     width: int = weights.key("embedding_length")
     if not labels:
         return Output(weights.array("cls.output.weight", (1, width)))

@@ -72,7 +72,7 @@ class RandomWeights:
 def measure(precision: Precision, *, compressed: bool) -> float:
     """The rate in GFLOP/s for one thread."""
     decoder = Qwen3(RandomWeights(compressed=compressed), compressed=False)  # type: ignore[arg-type]
-    model = decoder.graph(Output(np.ones((1, WIDTH), np.float32)))
+    model = decoder.graph(Output(np.ones((1, WIDTH), np.float32)).graph)
     compiled = ov.Core().compile_model(model, "CPU", config(1, precision))
     request = compiled.create_infer_request()
     half = WIDTH // HEADS // 2

@@ -36,8 +36,8 @@ from rerankd.formats import model_files, tokenizer
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.formats.tokenizer import Vocabulary
 from rerankd.formats.weights import Weights
+from rerankd.scoring import blocks
 from rerankd.scoring.engine_input import Ids, Input
-from rerankd.scoring.inputs import Reader
 
 _TOKENS = 256
 _ROUNDS = 7
@@ -126,7 +126,8 @@ def inputs(
 ) -> list[list[Input]]:
     """Build the model's inputs for each query and its documents. Raises ModelFileError, and TooLong for a
     query."""
-    reader = Reader(recipe, _Tokenizer(tokenizer.read(metadata)), metadata.control_tokens)
+    special = {**metadata.control_tokens, **metadata.ids_of(recipe.markers)}
+    reader = blocks.reader(recipe, _Tokenizer(tokenizer.read(metadata)), special)
 
     async def read() -> list[list[Input]]:
         return [await reader.plain(query, documents) for query, documents in asked]
@@ -141,7 +142,7 @@ def tried(path: Path, recipe: Recipe, threads: int, *, compressed: bool) -> Tria
     if not precision.is_worth_it(ratio):
         return Trial(ratio, None)
     metadata = model_files.read(path)
-    batches = inputs(metadata, recipe, questions(*_TEXTS[recipe.method == "causal_lm"]))
+    batches = inputs(metadata, recipe, questions(*_TEXTS[metadata.is_causal]))
     labels = metadata.token_ids(recipe.labels) if recipe.method == "causal_lm" else None
 
     def loaded(kind: Precision) -> Scorer:
@@ -153,6 +154,7 @@ def tried(path: Path, recipe: Recipe, threads: int, *, compressed: bool) -> Tria
             threads=threads,
             precision=kind,
             compressed=compressed,
+            reads_blocks=recipe.method == "listwise",
         )
 
     values: dict[Precision, list[list[float]]] = {}

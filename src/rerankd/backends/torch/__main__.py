@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--threads", type=int, required=True)
     flags.add_argument("--device", default="cpu")
     flags.add_argument("--precision", choices=["f32", "bf16", "f16"], default="f32")
+    flags.add_argument("--blocks", action="store_true", help="score each batch as a block of documents")
     flags.add_argument("--weights", choices=["", "fp8", "int8"], default="", help="in 8 bits")
     flags.add_argument("--why", default="", help="the reason for the precision, in words")
     flags.add_argument("--varlen", action="store_true", help="use packed attention if it works here")
@@ -50,7 +51,7 @@ def _load(options: argparse.Namespace) -> Scorer:
     network = _network(options)
     gc.freeze()  # a collection would look at all that the libraries have loaded
     returns_scores = options.pooling == "rank" or bool(options.labels)
-    method = method_of(options.token_vectors, returns_scores=returns_scores)
+    method = method_of(options.token_vectors, returns_scores=returns_scores, reads_blocks=options.blocks)
     return Scorer(network, options.max_length, method)
 
 

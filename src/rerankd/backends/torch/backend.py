@@ -13,6 +13,7 @@ from rerankd import machine
 from rerankd.backends import token_vectors
 from rerankd.backends.base import (
     BatchPolicy,
+    Capabilities,
     Check,
     Checkup,
     Engine,
@@ -137,6 +138,7 @@ class TorchBackend(Unrated):
             rank=Rank.LAST_ON_CPU if on_cpu else Rank.GPU,
             memory_bytes=held * spec.replicas,
             policy=_CPU_POLICY if on_cpu else _CARD_POLICY,
+            capabilities=Capabilities("block" if spec.recipe.method == "listwise" else "pair"),
             on_cpu=on_cpu,
             spans_cards=False,
             cards=placed.cards,
@@ -192,6 +194,7 @@ class TorchBackend(Unrated):
             *(("--varlen",) if may_use_varlen and not offer.is_reference else ()),
             *(("--compile",) if _compiles(offer) and _EAGER not in taken else ()),
             *(vectors.arguments if vectors is not None else ()),
+            *(("--blocks",) if spec.recipe.method == "listwise" else ()),
             *(("--reference",) if offer.is_reference else ()),
             *(("--trust-code",) if offer.is_reference and _runs_code(offer) else ()),
         ]  # fmt: skip

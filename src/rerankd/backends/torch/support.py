@@ -18,7 +18,12 @@ CAUSAL = ("gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen3", "qwen3vl")
 ARCHITECTURES = (*ENCODERS, *CAUSAL)
 """The rows of architectures/__init__.py, which imports PyTorch."""
 _COMMIT = re.compile("[0-9a-f]{40}")
-_POOLINGS = {"cross_encoder": ("rank",), "embedding": ("mean", "cls", "last"), "late_interaction": ("none",)}
+_POOLINGS = {
+    "cross_encoder": ("rank",),
+    "embedding": ("mean", "cls", "last"),
+    "late_interaction": ("none",),
+    "listwise": ("none",),
+}
 
 
 def needs_reference(recipe: Recipe, metadata: ModelMetadata) -> bool:
@@ -79,6 +84,8 @@ def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
             return f"the architecture {metadata.architecture} is not a causal model"
         are_tokens = len(labels(recipe, metadata)) == len(recipe.labels)
         return "" if are_tokens else "a label is not a single token of the vocabulary"
+    if recipe.method == "listwise" and metadata.architecture not in CAUSAL:
+        return f"the architecture {metadata.architecture} is not a causal model"
     if recipe.pooling not in _POOLINGS[recipe.method]:
         return f"the PyTorch backend does not support the pooling {recipe.pooling}"
     if metadata.hidden_activation not in ("", "gelu", "silu"):

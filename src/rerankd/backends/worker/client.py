@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import numpy as np
+
 from rerankd.backends.base import Batch, Engine, RawScores
 from rerankd.backends.token_vectors import KeptVectors
 from rerankd.backends.worker import protocol
 from rerankd.errors import EngineError, InputTooLong
 from rerankd.process.protocol import EngineClient
+from rerankd.scoring.block_scores import Block
 from rerankd.scoring.engine_input import NONE, Frame, Ids
 
 
@@ -48,7 +51,13 @@ class WorkerEngine(EngineClient, Engine):
         answer = await self.post(path, protocol.render(batch.inputs))
         if kept := answer.get("kept"):
             self.kept = KeptVectors.parse(kept)
-        return RawScores(answer["values"])
+        if (vectors := answer.get("vectors")) is None:
+            return RawScores(answer["values"])
+        try:
+            *documents, query = protocol.parse_vectors(vectors, len(batch.inputs) + 1)
+        except ValueError as error:
+            raise EngineError(f"The engine's vectors can't be read: {error!r}.") from error
+        return RawScores(answer["values"], block=Block(np.stack(documents), query))
 
     def _error(self, status: int, message: str) -> EngineError:
         if status == 413:

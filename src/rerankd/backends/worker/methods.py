@@ -14,16 +14,20 @@ import numpy as np
 from rerankd.backends.token_vectors import KeptVectors
 from rerankd.backends.worker import prefixes
 from rerankd.backends.worker.passes import Reading, Vectors
+from rerankd.backends.worker.protocol import InvalidBatch
+from rerankd.scoring.block_scores import Block, cosines
 from rerankd.scoring.cache import QueryVectors
 from rerankd.scoring.engine_input import Input
 
 
 class Plan(NamedTuple):
     """What a batch needs. `finish` turns the network's rows of `readings`, in order, into the raw score of
-    each input; it may run while the next batch is planned."""
+    each input; it may run while the next batch is planned. `is_block`: the only reading is a block of
+    documents, and its rows are returned, too."""
 
     readings: Sequence[Reading]
     finish: Callable[[Sequence[Vectors]], list[float]]
+    is_block: bool = False
 
 
 class Method(Protocol):
@@ -72,6 +76,27 @@ class Cosines:
 
         queries = [Reading(asked[key], len(asked[key])) for key in new]
         return Plan([*prefixes.readings(inputs), *queries], cosines)
+
+
+class Listwise:
+    """The inputs of a batch are one block, which the model reads at once. The states of the last token of
+    each input and of the last token of their question become vectors; the raw score is their cosine."""
+
+    kept = None
+
+    def plan(self, inputs: Sequence[Input], *, anew: bool = False) -> Plan:
+        question = inputs[0].question
+        if any(one.question is not question for one in inputs):
+            raise InvalidBatch("a block has more than one question")
+        ids = np.concatenate((question.before, *(one.ids for one in inputs), question.after))
+        ends = len(question.before) + np.cumsum([len(one.ids) for one in inputs])
+        wanted = np.append(ends, len(ids)).astype(np.int32) - 1
+        return Plan([Reading(ids, len(ids), wanted=wanted)], lambda rows: cosines(block(rows[0])), True)
+
+
+def block(rows: Vectors) -> Block:
+    """The vectors of a block from the network's rows: the documents', then the query's."""
+    return Block(rows[:-1], rows[-1])
 
 
 def unit(rows: Vectors) -> Vectors:

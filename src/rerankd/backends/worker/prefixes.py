@@ -166,14 +166,14 @@ def _extended(model: PrefixedModel, prefix: Prefix, ids: Ids, pause: Pause) -> P
     longer.held[: prefix.tokens] = prefix.held[: prefix.tokens]
     longer = longer._replace(tokens=prefix.tokens)
     while len(ids):
-        count = _part(model.tokens_a_pass, longer.tokens)
+        count = part(model.tokens_a_pass, longer.tokens)
         longer = model.extend(longer, ids[:count].astype(np.int64))
         ids = ids[count:]
         pause()
     return longer
 
 
-def _part(most: int, before: int) -> int:
+def part(most: int, before: int) -> int:
     """(pure) Return how many tokens a pass may hold behind `before` others: the memory of its attention is
     their product."""
     return min(most, max(_SEEN // (before + most), _LEAST_PASS))

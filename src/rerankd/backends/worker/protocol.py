@@ -1,4 +1,4 @@
-"""(pure) The protocol of `POST /score`: encode and parse a batch of token ids.
+"""(pure) The protocol of `POST /score`: encode and parse a batch of token ids, and the vectors of a block.
 
 The body is one line of JSON, followed by all token ids as int32, little-endian, without separators:
 
@@ -7,19 +7,24 @@ The body is one line of JSON, followed by all token ids as int32, little-endian,
 `before`, `after`, `ids` and `head` are lengths, and `question` is an index. `second` is the position in an
 input where the second token type begins, or null. The token ids follow in the same order: `before`, `after`,
 `ids` and `head` of each question, then those of each input. Tokens that many inputs share are sent once.
+
+The vectors of a block are a field of the JSON response: base64 of float32, little-endian, one row after the
+other.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 from itertools import accumulate
 
 import numpy as np
 
+from rerankd.scoring.block_scores import Vectors
 from rerankd.scoring.engine_input import Ids, Input, Question
 
-_INT32 = np.dtype("<i4")
+_INT32, _FLOAT32 = np.dtype("<i4"), np.dtype("<f4")
 
 
 class DeviceLost(RuntimeError):
@@ -76,6 +81,16 @@ def parse(body: bytes) -> list[Input]:
         for *_, second in declared
     ]
     return [_input(questions[index], next(parts)) for index in indexes]
+
+
+def render_vectors(rows: Vectors) -> str:
+    """Encode the rows of a block."""
+    return base64.b64encode(rows.astype(_FLOAT32).tobytes()).decode()
+
+
+def parse_vectors(text: str, count: int) -> Vectors:
+    """Parse `count` rows. Raises ValueError if the text does not hold so many."""
+    return np.frombuffer(base64.b64decode(text), _FLOAT32).reshape(count, -1)
 
 
 def _input(question: Question, ids: Ids) -> Input:

@@ -11,7 +11,7 @@ import numpy as np
 from rerankd.backends.token_vectors import KeptVectors, TokenVectors
 from rerankd.backends.worker.compute_lock import ComputeLock
 from rerankd.backends.worker.late_interaction import MaxSim
-from rerankd.backends.worker.methods import Cosines, Logits, Method
+from rerankd.backends.worker.methods import Cosines, Listwise, Logits, Method
 from rerankd.backends.worker.passes import Pause, Pending, Reading, Vectors, never
 from rerankd.backends.worker.protocol import InvalidBatch
 from rerankd.errors import InputTooLong
@@ -36,11 +36,15 @@ class Network(Protocol):
         time."""
 
 
-def method_of(token_vectors: TokenVectors | None, *, returns_scores: bool) -> Method:
-    """The method of a network that returns raw scores, vectors of texts, or with `token_vectors` those of
-    tokens."""
+def method_of(
+    token_vectors: TokenVectors | None, *, returns_scores: bool, reads_blocks: bool = False
+) -> Method:
+    """The method of a network that returns raw scores, vectors of texts, or with `token_vectors` or
+    `reads_blocks` those of tokens."""
     if token_vectors is not None:
         return MaxSim(token_vectors)
+    if reads_blocks:
+        return Listwise()
     return Logits() if returns_scores else Cosines()
 
 
@@ -60,23 +64,29 @@ class Scorer:
         """See methods.Method."""
         return self._method.kept
 
-    def score(
+    def score(self, inputs: Sequence[Input], check: Callable[[], None] = never) -> list[float]:
+        """Return the raw score of each input; see `answer`."""
+        return self.answer(inputs, check)[0]
+
+    def answer(
         self, inputs: Sequence[Input], check: Callable[[], None] = never, *, anew: bool = False
-    ) -> list[float]:
-        """Return the raw score of each input. `check` runs before each forward pass; an exception from it
-        cancels the batch. With `anew`, all inputs are read, whatever is kept of them.
+    ) -> tuple[list[float], Vectors | None]:
+        """Return the raw score of each input, and of a block its vectors: those of the inputs, then the
+        query's. `check` runs before each forward pass; an exception from it cancels the batch. With `anew`,
+        all inputs are read, whatever is kept of them.
 
         Raises InputTooLong, InvalidBatch, and any error of the network.
         """
         if not inputs:
-            return []
+            return [], None
         with self.lock.working():
             # Plan after the wait: the batch before may have computed what this one needs.
             with self.lock.held():
-                readings, finish = self._method.plan(inputs, anew=anew)
-                wait = self._started(readings, check)
+                plan = self._method.plan(inputs, anew=anew)
+                wait = self._started(plan.readings, check)
             # The next batch starts while a device computes the last pass of this one.
-            return finish(wait())
+            rows = wait()
+            return plan.finish(rows), rows[0] if plan.is_block else None
 
     def _started(self, readings: Sequence[Reading], check: Callable[[], None]) -> Callable[[], list[Vectors]]:
         """Start all passes. The result waits for the last ones and returns what the network computes for each

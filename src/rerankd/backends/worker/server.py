@@ -3,9 +3,10 @@
     GET  /health            200, at any time, because it listens only after the model is loaded
     GET  /work?after=N      {"steps": n}, as soon as more than N passes were computed or none is running
     GET  /info              {"about"}
-    POST /score             {"values", "kept"}: the raw score of each input of the batch (see protocol.py), in
-                            order; and what the engine keeps of documents (see token_vectors.py), or null.
-                            /score?anew neither uses these documents nor adds to them
+    POST /score             {"values", "kept", "vectors"}: the raw score of each input of the batch (see
+                            protocol.py), in order; what the engine keeps of documents (see token_vectors.py),
+                            or null; the vectors of a block, or null. /score?anew neither uses the kept
+                            documents nor adds to them
 
 An error is {"error": message}: 413 for an input longer than max_length, 400 for an invalid body, and 500 for
 anything else. The computation for a caller stops when it disconnects.
@@ -74,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             inputs = protocol.parse(body)
-            values = self.server.scorer.score(inputs, self._check, anew=url.query == "anew")
+            values, rows = self.server.scorer.answer(inputs, self._check, anew=url.query == "anew")
         except ConnectionError:
             raise
         except InputTooLong as error:
@@ -89,7 +90,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(500, {"error": f"{type(error).__name__}: {error}"})
         else:
             kept = self.server.scorer.kept
-            self._answer(200, {"values": values, "kept": kept and asdict(kept)})
+            vectors = protocol.render_vectors(rows) if rows is not None else None
+            self._answer(200, {"values": values, "kept": kept and asdict(kept), "vectors": vectors})
 
     def _check(self) -> None:
         """Raise ConnectionError if the caller has disconnected."""

@@ -182,7 +182,8 @@ def _needed(
     if "cls.output" not in family.tensors:
         return
     if family.is_causal:
-        yield "cls.output.weight", (width, 1)
+        for name in (name for name in family.tensors if name.startswith("cls")):
+            yield f"{name}.weight", shapes.get(name, (width, 1))
         return
     yield "cls.output.bias", ()
     if family.architecture != "modern-bert" or config.values.get("classifier_bias"):

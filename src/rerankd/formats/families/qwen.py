@@ -1,15 +1,18 @@
-"""Qwen3 and Qwen2 as causal models, with their output matrix or with a head of one label.
+"""Qwen3 and Qwen2 as causal models: with their output matrix, with a head of one label, or with a projector
+of tokens' states.
 
-Source: Qwen3ForCausalLM, Qwen3ForSequenceClassification and those of Qwen2 in transformers 5.
+Sources: Qwen3ForCausalLM, Qwen3ForSequenceClassification and those of Qwen2 in transformers 5; JinaForRanking
+in the repository jinaai/jina-reranker-v3, whose projector is two matrices without biases and a ReLU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from rerankd.formats.families.family import Config, Family
+from rerankd.formats.module_head import STEPS
 
 LAYER = {
     "attn_norm": "input_layernorm",
@@ -24,6 +27,9 @@ LAYER = {
 }
 OF_QWEN3 = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 _BIASED_IN_QWEN2 = ("attn_q", "attn_k", "attn_v")
+PROJECTOR_STEPS = (("dense", "cls", "relu"), ("dense", "cls.output", ""))
+"""The steps of JinaForRanking's projector."""
+_LOCAL, _GLOBAL = "sliding_attention", "full_attention"
 
 
 def qwen3(config: Mapping[str, Any]) -> Family:
@@ -44,6 +50,22 @@ def qwen3_head(config: Mapping[str, Any]) -> Family:
 def qwen2_head(config: Mapping[str, Any]) -> Family:
     """Qwen2ForSequenceClassification, likewise."""
     return _headed(qwen2({**config, "tie_word_embeddings": True}))
+
+
+def jina_ranking(config: Mapping[str, Any]) -> Family:
+    """JinaForRanking: it compares the projected states of tokens."""
+    body = qwen3({**config, "tie_word_embeddings": True})
+
+    def with_steps(config: Config) -> dict[str, Any]:
+        return {**keys(config), STEPS: PROJECTOR_STEPS}
+
+    def with_projector(config: Config) -> dict[str, tuple[int, ...]]:
+        width = config.size("hidden_size")
+        # The file defines the width of the vectors: the class itself has 512.
+        return {**shapes(config), "cls": (width, width // 2), "cls.output": ()}
+
+    tensors = {**body.tensors, "cls": "projector.0", "cls.output": "projector.2"}
+    return replace(body, tensors=tensors, keys=with_steps, shapes=with_projector)
 
 
 def _headed(family: Family) -> Family:
@@ -92,7 +114,27 @@ def keys(config: Config) -> dict[str, Any]:
         "attention.value_length": _head_size(config),
         "attention.layer_norm_rms_epsilon": config.real("rms_norm_eps", 1e-6),
         "rope.freq_base": config.real("rope_theta", 10_000.0, base),
+        **_window(config),
     }
+
+
+def _window(config: Config) -> dict[str, Any]:
+    """The keys of a window that some layers have."""
+    pattern = tuple(kind == _LOCAL for kind in _kinds(config.values, config.layers))
+    if not any(pattern):
+        return {}
+    window = config.size("sliding_window")
+    return {"attention.sliding_window": window, "attention.sliding_window_pattern": pattern}
+
+
+def _kinds(config: Mapping[str, Any], layers: int) -> Sequence[Any]:
+    """What the attention of each layer reads, as the classes of transformers take it from a configuration."""
+    if (declared := config.get("layer_types")) is not None:
+        return declared if isinstance(declared, Sequence) else ()
+    if not (config.get("use_sliding_window") and config.get("sliding_window")):
+        return (_GLOBAL,) * layers
+    first = config.get("max_window_layers", 28)
+    return [_LOCAL if isinstance(first, int) and at >= first else _GLOBAL for at in range(layers)]
 
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
@@ -114,9 +156,14 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
 def _unsupported(config: Mapping[str, Any]) -> str:
     if config.get("hidden_act", "silu") != "silu":
         return f"its hidden_act is {config['hidden_act']!r}, not 'silu'"
-    kinds = config.get("layer_types") or ()
-    if config.get("use_sliding_window") or any(kind != "full_attention" for kind in kinds):
-        return "its attention is limited to a window of tokens"
+    count = config.get("num_hidden_layers")
+    kinds = _kinds(config, count) if isinstance(count, int) and 0 < count < 10_000 else ()
+    if other := [kind for kind in kinds if kind not in (_LOCAL, _GLOBAL)]:
+        return f"its layer_types contain {other[0]!r:.40}"
+    if _LOCAL in kinds and not (config.get("use_sliding_window") and config.get("sliding_window")):
+        return "some of its layers have a window, but its use_sliding_window or sliding_window is not set"
+    if len(kinds) != count:
+        return f"its layer_types have {len(kinds)} entries for {count!r} layers"
     if config.get("attention_bias"):
         return "its attention has biases (attention_bias)"
     for name in ("rope_parameters", "rope_scaling"):

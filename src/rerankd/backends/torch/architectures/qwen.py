@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from rerankd.backends.torch.attention import Attention
 from rerankd.backends.torch.batch import PackedBatch
 from rerankd.backends.torch.layers import Named, Rotary, Rotation, linear, rms_norm, rotated
 from rerankd.domain import Pooling
+from rerankd.formats import local_layers
 from rerankd.formats.module_head import Step
 from rerankd.formats.weights import Weights
 
@@ -63,8 +66,8 @@ class Qwen:
         """The attention of each layer."""
         if (scaling := weights.key("rope.scaling.type", "none")) != "none":
             raise Unsupported(f"its rotary positions are scaled ({scaling})")
-        rotary, count = Rotary(weights.key("rope.freq_base")), int(weights.key("block_count"))
-        return (Attention(causal=self.shares_prefix, rotary=rotary),) * count
+        wide = Attention(causal=self.shares_prefix, rotary=Rotary(weights.key("rope.freq_base")))
+        return tuple(replace(wide, window=window) for window in local_layers.windows(weights))
 
     def embed(self, batch: PackedBatch, weights: Named) -> Tensor:
         return F.embedding(batch.token_ids, weights["tokens.weight"])
