@@ -101,7 +101,7 @@ def test_each_rerankd_command_exists(block: str) -> None:
     """The name and the options are parsed; the command is not run."""
     for command in commands(block):
         command = re.sub(r'^eval "\$\((.*)\)"', r"\1", command)
-        for part in re.split(r"[|>]", command):
+        for part in re.split(r" [|>] ", re.sub(r"(^|\s)#.*", "", command)):
             words = shlex.split(part, comments=True)
             if not words or Path(words[0]).name != "rerankd":
                 continue
