@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Literal
+from io import FileIO, TextIOWrapper
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any, Literal
 
 LogFormat = Literal["text", "json"]
 
@@ -17,6 +22,7 @@ _request: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("re
 # At most this many similar lines are written in this many seconds.
 _MOST_REPEATS = 20
 _PERIOD_S = 10.0
+_FILE_BYTES = 8 * 2**20
 _CHATTY = ("gguf", "httpx", "httpx2", "uvicorn")
 
 
@@ -26,12 +32,14 @@ def belongs_to(request_id: str, key: str = "") -> None:
     _request.set({"request_id": request_id, **({"key": key} if key else {})})
 
 
-def configure(level: str, log_format: LogFormat) -> None:
-    """Send all log lines to standard error. Noisy libraries log only warnings unless `level` is debug."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(Json() if log_format == "json" else Text())
-    handler.addFilter(RepeatLimit())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+def configure(level: str, log_format: LogFormat, file: Path | None = None) -> None:
+    """Send all log lines to standard error, and to `file`. Noisy libraries log only warnings unless `level`
+    is debug."""
+    handlers = [logging.StreamHandler(), *([_File(file)] if file is not None else ())]
+    for handler in handlers:
+        handler.setFormatter(Json() if log_format == "json" else Text())
+        handler.addFilter(RepeatLimit())
+    logging.basicConfig(level=level.upper(), handlers=handlers, force=True)
     if level != "debug":
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -40,6 +48,27 @@ def configure(level: str, log_format: LogFormat) -> None:
 def is_json() -> bool:
     """Whether the log is written as JSON."""
     return any(isinstance(handler.formatter, Json) for handler in logging.getLogger().handlers)
+
+
+class _File(RotatingFileHandler):
+    """A log file that only its owner can read, rotated once. A full or read-only disk is ignored: the lines
+    are on standard error, too."""
+
+    def __init__(self, path: Path) -> None:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        super().__init__(
+            path, maxBytes=_FILE_BYTES, backupCount=1, encoding="utf-8", errors="replace", delay=True
+        )
+
+    def _open(self) -> TextIOWrapper:
+        number = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        # Without a buffer, which would keep what a full disk refuses, and refuse to be closed.
+        raw: Any = FileIO(number, "a")
+        return TextIOWrapper(raw, encoding="utf-8", errors="replace", write_through=True)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
 
 
 class Text(logging.Formatter):

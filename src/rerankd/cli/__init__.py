@@ -22,9 +22,10 @@ from rerankd.cli import (
     key,
     models,
     recipe,
-    reload,
     rerank,
     serve,
+    servers,
+    show_logs,
     state,
     status,
 )
@@ -44,7 +45,11 @@ app = App(
 # In the order of the help.
 app.command()(serve.serve)
 app.command()(status.status)
-app.command()(reload.reload)
+app.command()(servers.ps)
+app.command()(show_logs.logs)
+app.command()(servers.reload)
+app.command()(servers.restart)
+app.command()(servers.stop)
 app.command()(rerank.rerank)
 app.command()(models.inspect)
 app.command()(models.pull)

@@ -38,7 +38,7 @@ def new(
 ) -> None:
     """Create a key, print it once, and add its hash to the API key file.
 
-    A running server accepts the key after SIGHUP.
+    A running server accepts the key after rerankd reload.
     """
     key, kept = keys.new(name, priority)
     path = _path(file, config_file)
@@ -51,8 +51,8 @@ def new(
     _write(path, (path.read_text(encoding="utf-8") if path.exists() else "") + kept.line)
     typer.echo(key)
     say(
-        f"The key is not shown again: {path} stores only its hash. Send a running server SIGHUP to make it "
-        "accept the key."
+        f"The key is not shown again: {path} stores only its hash. To make a running server accept it: "
+        "rerankd reload"
     )
     if file is not None:
         say(f'Add the file to the settings: api_keys_file = "{path.absolute()}"')
@@ -68,13 +68,13 @@ def list_keys(file: File = None, config_file: Config = None) -> None:
 
 @app.command()
 def remove(name: Name, file: File = None, config_file: Config = None) -> None:
-    """Remove a key. A running server rejects it after SIGHUP."""
+    """Remove a key. A running server rejects it after rerankd reload."""
     path = _path(file, config_file)
     if name not in keys.read_file(path):
         raise ConfigError(f"{path} has no key named {name}. To list the keys: rerankd key list")
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     _write(path, "".join(line for line in lines if line.partition(":")[0].strip() != name))
-    say(f"{name} was removed from {path}. Send a running server SIGHUP to make it reject the key.")
+    say(f"{name} was removed from {path}. To make a running server reject it: rerankd reload")
 
 
 def _path(file: Path | None, config_file: Path | None) -> Path:

@@ -4,7 +4,8 @@
         \\-(no model can be served)-> ended            second signal -> ended immediately
 
 The service accepts connections in every phase before stopping. SIGTERM and SIGINT shut it down gracefully in
-every phase, SIGHUP reloads the settings. systemd is notified of each phase (see systemd.py).
+every phase, SIGUSR2 shuts it down to start again (`rerankd restart`), SIGHUP reloads the settings. systemd is
+notified of each phase (see systemd.py).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _EXTEND_S = 30
 
 class Lifecycle:
     """One run of the service, and the only writer of its phase. `failure` is the error if no model can be
-    served."""
+    served; `restarts`: the program starts again after its end."""
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class Lifecycle:
         self._at_once = False
         self._status = ""
         self.failure: RerankdError | None = None
+        self.restarts = False
 
     def handle_signals(self) -> None:
         """Install the signal handlers. Call this before anything is started."""
@@ -70,6 +72,7 @@ class Lifecycle:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
+        loop.add_signal_handler(signal.SIGUSR2, self.restart)
 
     async def run(
         self,
@@ -120,6 +123,12 @@ class Lifecycle:
         if self._starting is not None:
             self._starting.cancel()
         self._tasks.begin(self._finish())
+
+    def restart(self) -> None:
+        """Shut down gracefully, to start again."""
+        if not self._stopping:
+            self.restarts = True
+            self.stop()
 
     def reload(self) -> None:
         """Read the settings again and apply them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from functools import partial
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from rerankd import config
-from rerankd.cli import completion
+from rerankd.cli import completion, running_server
 from rerankd.cli.output import Config, Json, print_json, say
 from rerankd.cli.progress_bar import progress
 from rerankd.cli.tables import print_rows
-from rerankd.errors import ConfigError, UnknownModel
+from rerankd.errors import ConfigError, RerankdError, UnknownModel
 from rerankd.progress import size_words, step
 
 
@@ -235,7 +236,8 @@ def remove(
     """Delete a pulled model from this machine, or the patched copy that was made of a file."""
     from rerankd.hub import store
 
-    folders = store.Store(config.from_machine({}, config_file).home)
+    settings = config.from_machine({}, config_file)
+    folders = store.Store(settings.home)
     record = folders.find(model)
     if record is None:
         path = Path(model).expanduser()
@@ -250,3 +252,16 @@ def remove(
         raise UnknownModel(f"{model!r} is not a pulled model. Pulled models: {names}.")
     freed_bytes = folders.remove(record)
     say(f"{record.name} was deleted ({size_words(freed_bytes)}).")
+    if _is_served(settings, record.name):
+        say(
+            f"note: the server at {settings.local_url} still serves {record.name} from memory, until it is "
+            f"restarted or unloads the model. To pull it again: rerankd pull {record.name}"
+        )
+
+
+def _is_served(settings: config.Settings, name: str) -> bool:
+    """Whether the running server serves a model of this name."""
+    with contextlib.suppress(RerankdError):
+        answer = running_server.request(settings, "GET", "/v1/status", status=200, has="models", timeout_s=2)
+        return any(one.get("id") == name for one in answer["models"])
+    return False

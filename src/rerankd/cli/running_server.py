@@ -19,6 +19,18 @@ def client(settings: Settings) -> httpx.Client:
     return httpx.Client(base_url=settings.local_url, headers=headers, trust_env=False)
 
 
+def answers(settings: Settings) -> bool:
+    """Whether a rerankd answers at the configured address, also while it loads its models."""
+    import httpx
+
+    try:
+        with client(settings) as http:
+            value = http.get("/ready", timeout=2).json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError):
+        return False
+    return isinstance(value, dict) and "status" in value
+
+
 def request(
     settings: Settings,
     method: str,

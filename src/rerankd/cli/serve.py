@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rerankd import __version__, config, logs
+from rerankd import __version__, config, logs, server_records
 from rerankd.cli import completion
 from rerankd.cli.output import Config, say
 from rerankd.cli.progress_bar import progress
 from rerankd.cli.setting_options import of_backends, takes
+from rerankd.hub.store import Store
 
 if TYPE_CHECKING:
     from rerankd.api.server import Server
@@ -59,11 +60,16 @@ def serve(
     flags = {name: tuple(one) if isinstance(one, list) else one for name, one in flags.items() if one != []}
     early = _handle_early_signals()
     settings = config.from_machine(flags, config_file)
-    logs.configure(settings.log_level, settings.log_format)
+    log = Store(settings.home).server_log(settings.port)
+    logs.configure(settings.log_level, settings.log_format, log)
     try:
-        asyncio.run(_serve(settings, partial(config.from_machine, flags, config_file), early))
+        again = asyncio.run(_serve(settings, log, partial(config.from_machine, flags, config_file), early))
     except asyncio.CancelledError:
         sys.exit(0)
+    if again:
+        say("rerankd restarts.")
+        os.execv(sys.executable, sys.orig_argv)
+    say("rerankd has stopped.")
 
 
 def _handle_early_signals() -> list[int]:
@@ -76,8 +82,9 @@ def _handle_early_signals() -> list[int]:
 
 
 async def _serve(
-    settings: config.Settings, reread: Callable[[], config.Settings], early: Sequence[int]
-) -> None:
+    settings: config.Settings, log: Path, reread: Callable[[], config.Settings], early: Sequence[int]
+) -> bool:
+    """Serve until a signal; returns whether it asked for a restart."""
     from rerankd.api import listen_address
     from rerankd.api.systemd import Notifier, passed_sockets
     from rerankd.cli.lifecycle import Lifecycle
@@ -91,6 +98,7 @@ async def _serve(
         reranker = Reranker(settings)
         life = Lifecycle(reranker, reread, notifier, sockets_outlive=bool(passed))
         life.handle_signals()
+        stack.enter_context(server_records.recorded(settings.home, listen_address.url(sockets), log))
         waiting = contextlib.ExitStack()
         shown = waiting.enter_context(progress())
 
@@ -111,7 +119,7 @@ async def _serve(
             life.reload()
         with waiting:
             await life.run(sockets, partial(_server, reranker, listening), started, report)
-    say("rerankd has stopped.")
+    return life.restarts
 
 
 async def _server(reranker: Reranker, listening: Callable[[], None]) -> Server:
@@ -174,7 +182,7 @@ def _startup_message(reranker: Reranker, sockets: Sequence[socket.socket]) -> st
 
 def _of_pending(pending: PendingModel) -> list[str]:
     reason = pending.error.message.replace("\n", "\n           ") if pending.error is not None else ""
-    again = "automatically" if pending.retry_at is not None else "after a reload: kill -HUP PID"
+    again = "automatically" if pending.retry_at is not None else "after a reload: rerankd reload"
     return [
         f"  model    {pending.name} is NOT served: {reason}",
         f"           rerankd retries {again}.",

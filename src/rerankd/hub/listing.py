@@ -115,7 +115,7 @@ def outside(store: Store) -> list[str]:
     """Return a sentence for each patched copy of a file outside the store."""
     known = {folder for record in store.records() for folder in store.copies_of(record)}
     return [
-        f"A patched copy of {source or 'a file that no longer exists'} takes "
+        f"A patched copy of {source or 'a file that no longer exists, or an unfinished one,'} takes "
         f"{size_words(patched_copies.size_bytes(folder))} in {folder}. To delete it: rerankd remove "
         f"{source or folder}"
         for folder, source in store.copies.sources().items()

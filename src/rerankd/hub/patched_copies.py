@@ -90,8 +90,15 @@ class PatchedCopies:
         return [folder for folder in self._all() if _source_of(folder) == source.absolute()]
 
     def sources(self) -> dict[Path, Path | None]:
-        """Return all copies: their folders, and the path of the model of each, None if it is unknown."""
-        return {folder: _source_of(folder) for folder in self._all()}
+        """Return all copies: their folders, and the path of the model of each, None if it is unknown, as of
+        an unfinished copy that a killed process has left."""
+        return {folder: _source_of(folder) for folder in (*self._all(), *self._left())}
+
+    def _left(self) -> list[Path]:
+        """The unfinished copies; none while one is being made."""
+        with contextlib.suppress(OSError), locks.held(self.folder / ".lock"):
+            return sorted(self.folder.glob(f"{_MAKING}*"))
+        return []
 
     def remove(self, folders: Sequence[Path]) -> int:
         """Delete copies. Returns their size in bytes."""

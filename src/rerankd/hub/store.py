@@ -80,6 +80,10 @@ class Store:
         name = re.sub(r"[^A-Za-z0-9._+-]+", "_", model)[:100].strip(".") or "model"
         return self.logs / f"{name}.log"
 
+    def server_log(self, port: int) -> Path:
+        """Return the path of the log of the server on this port; 0: any port."""
+        return self.logs / (f"server-{port}.log" if port else "server.log")
+
     @property
     def index(self) -> Path:
         return self.models / "index.json"
