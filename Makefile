@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= auto
 PYTEST_ARGS ?=
 
-.PHONY: serve test coverage docs engine test-clients test-torch test-soak wheels lint release-check clean
+.PHONY: serve test coverage docs site engine test-clients test-torch test-soak wheels lint release-check clean
 
 serve: $(VENV)/installed
 	@$(BIN)/rerankd serve
@@ -27,6 +27,16 @@ coverage: $(VENV)/installed-dev
 docs: $(VENV)/installed-dev
 	$(BIN)/python scripts/make_docs.py
 	$(BIN)/python tests/clients/docs.py
+
+# The documentation as pages, in site/. A broken link is an error.
+site: .venv-site/installed
+	NO_MKDOCS_2_WARNING=1 .venv-site/bin/mkdocs build --strict --quiet
+
+.venv-site/installed: pyproject.toml
+	@$(PYTHON) -m venv .venv-site
+	@.venv-site/bin/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	@.venv-site/bin/python -m pip install --quiet --disable-pip-version-check --group site
+	@touch $@
 
 # llama.cpp for this machine, for the tests that compare it with the bundled one. Some minutes, once: it is kept
 # under .test-home, by its source and its flags.
@@ -91,5 +101,5 @@ $(VENV)/installed-dev: pyproject.toml $(VENV)/installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-clients .venv-torch .test-home .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \
+	rm -rf $(VENV) .venv-clients .venv-site .venv-torch site .test-home .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \
 		.coverage .coverage.* htmlcov dist

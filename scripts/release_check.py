@@ -20,6 +20,7 @@ import tomllib
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -29,14 +30,28 @@ START_TIMEOUT_S = 600
 
 
 def main() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    check_names(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"], os.environ)
     archive, wheel = build()
+    check_version(wheel.name.split("-")[1], os.environ.get("RELEASE_TAG", ""))
     check_files(archive, wheel)
     with tempfile.TemporaryDirectory(prefix="release-check-") as folder:
         serve_and_ask(wheel, Path(folder))
-    if "urls" not in project:
-        print("note: pyproject.toml has no [project.urls]: add the repository's address before a release")
     print(f"{archive.name} and {wheel.name} are sound; they are in {DIST}")
+
+
+def check_names(urls: Mapping[str, str], environ: Mapping[str, str]) -> None:
+    """On GitHub, the addresses in pyproject.toml are those of the repository."""
+    repository = environ.get("GITHUB_REPOSITORY", "")
+    if repository and urls["Repository"] != f"https://github.com/{repository}":
+        sys.exit(f"[project.urls] of pyproject.toml names {urls['Repository']}, but this is {repository}")
+
+
+def check_version(version: str, tag: str) -> None:
+    """A release has the version of its tag, and a section in CHANGELOG.md. Without a tag, all is well."""
+    if tag and tag != f"v{version}":
+        sys.exit(f"the tag is {tag}, but __version__ of src/rerankd/__init__.py is {version}")
+    if tag and f"## [{version}]" not in (ROOT / "CHANGELOG.md").read_text():
+        sys.exit(f"CHANGELOG.md has no section [{version}]")
 
 
 def build() -> tuple[Path, Path]:
