@@ -108,7 +108,18 @@ def test_a_document_that_crashes_it_is_ranked_last(start: Serve) -> None:
     assert "the engine crashed on it" in json.dumps(answer)
 
 
-def test_a_block_is_scored_as_a_whole_and_not_cached(start: Serve) -> None:
+def test_a_document_that_crashes_it_leaves_the_block(start: Serve) -> None:
+    flags = ("--overlap-scope", "block", "--overlap-flags=--crash-on gold")
+    url = start(HEAD, "--engine", "overlap", *flags).url
+    for _ in range(2):  # found by crashes, then known
+        answer = asked(url)
+        assert [row["index"] for row in answer["results"]] == [2, 1, 0, 3]
+        assert values(answer)[:3] == pytest.approx([-2, 0, 2])  # as if it had not been sent
+        assert "the engine crashed on it" in json.dumps(answer)
+    assert values(asked(url, *TEXTS[:3])) == pytest.approx([-2, 0, 2])
+
+
+def test_a_block_is_scored_as_a_whole_and_cached_as_a_whole(start: Serve) -> None:
     url = start(HEAD, "--overlap-scope", "block").url
     assert values(asked(url)) == pytest.approx([-1.75, 0.25, 2.25, -0.75])
     assert values(asked(url, *TEXTS[:2])) == pytest.approx([-1, 1])  # the same texts in another block
