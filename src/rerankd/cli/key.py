@@ -10,7 +10,7 @@ import typer
 
 from rerankd import config, keys
 from rerankd.cli.help import App
-from rerankd.cli.output import Config, say
+from rerankd.cli.output import Config, Json, print_json, say
 from rerankd.cli.tables import print_rows
 from rerankd.domain import Priority
 from rerankd.errors import ConfigError
@@ -59,9 +59,12 @@ def new(
 
 
 @app.command("list")
-def list_keys(file: File = None, config_file: Config = None) -> None:
+def list_keys(file: File = None, as_json: Json = False, config_file: Config = None) -> None:
     """List the names and priorities of the keys."""
     known = keys.read_file(_path(file, config_file)).values()
+    if as_json:
+        print_json([{"name": key.name, "sha256": key.digest, "priority": key.priority} for key in known])
+        return
     rows = ((key.name, key.digest[:12], key.priority) for key in known)
     print_rows([("name", "SHA-256", "priority"), *rows])
 
