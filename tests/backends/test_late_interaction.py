@@ -165,7 +165,8 @@ def test_repeated_documents_and_several_queries_of_a_batch_are_read_once() -> No
     one, two = (Question(name, ids=np.array(ids, np.int32)) for name, ids in (("a", [1]), ("b", [2, 3])))
     method = MaxSim(TokenVectors(expansion_length=4, expansion_id=9, skiplist=(7,), most_bytes=2**20))
     inputs = [_input(one, 5, 7), _input(two, 5, 7), _input(one, 5, 7), _input(one, 7)]
-    readings, finish = method.plan(inputs)
+    plan = method.plan(inputs)
+    readings, finish = plan.readings, plan.finish
     assert [reading.ids.tolist() for reading in readings] == [[5, 7], [7], [1, 9, 9, 9], [2, 3, 9, 9]]
     assert [reading.attended for reading in readings] == [None, None, 1, 2]
     rows: list[Vectors] = [
