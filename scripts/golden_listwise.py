@@ -99,7 +99,11 @@ def values(name: str) -> dict[str, Any]:
         asked = listwise_models.requests()
         one = asked["one block"]
         made: dict[str, Any] = {what: reference.scores(**request) for what, request in asked.items()}
-        return made | {"ids": reference.prompt(one["query"], one["documents"])}
+        long = asked["longer than the window"]
+        return made | {
+            "ids": reference.prompt(one["query"], one["documents"]),
+            "ids beyond the window": reference.prompt(long["query"], long["documents"]),
+        }
 
 
 def main() -> int:

@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
+import checkpoints
 import listwise_models
 from listwise_models import MARKERS, NAMES
+from rerankd.backends.openvino.causal import TokenModel
+from rerankd.backends.worker.passes import Reading
 from rerankd.config import Settings
 from rerankd.domain import RerankResult
 from rerankd.errors import TooLong
+from rerankd.scoring import block_scores
+from rerankd.scoring.block_scores import Block
 from rerankd.service import Reranker
 from support import GOLDEN, Program, inputs, post
 
@@ -68,6 +74,45 @@ async def test_the_prompt_has_the_ids_of_the_whole_text(tmp_path: Path) -> None:
     # The prompt ends at the marker of the query: a causal model's state does not depend on later tokens.
     assert ids == wanted[: len(ids)] and wanted.count(ids[-1]) == 1
     assert sum(part.tokens for part in made) == len(ids)
+
+
+def distance(model: Path) -> float:
+    """The largest difference from the reference, for a prompt that is longer than the window."""
+    ids = np.array(GOLDENS[NAMES[1]]["ids beyond the window"], np.int32)
+    markers = [1605, 1606]  # of a document and of the query
+    wanted = np.flatnonzero(np.isin(ids, markers)).astype(np.int32)
+    network = TokenModel(model, (), threads=2)
+    (rows,) = network.start([Reading(ids, len(ids), wanted=wanted)])()
+    found = block_scores.cosines(Block(rows[:-1], rows[-1]))
+    return float(np.abs(np.array(found) - GOLDENS[NAMES[1]]["longer than the window"]).max())
+
+
+def test_the_vectors_of_a_prompt_beyond_the_window_are_the_references(tmp_path: Path) -> None:
+    assert distance(listwise_models.build(NAMES[1], tmp_path)) < BOUND
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"sliding_window": 1023},
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        {"layer_types": ["full_attention", "full_attention"]},
+        {"rope_parameters": {"rope_theta": 900_000.0, "rope_type": "default"}},
+        {"rms_norm_eps": 1e-3},
+    ],
+    ids=str,
+)
+def test_a_broken_part_is_noticed(config: dict[str, Any], tmp_path: Path) -> None:
+    assert distance(listwise_models.build(NAMES[1], tmp_path, **config)) > 20 * BOUND
+
+
+def test_a_projector_in_another_order_is_noticed(tmp_path: Path) -> None:
+    model = listwise_models.build(NAMES[1], tmp_path)
+    tensors = checkpoints.read(model / "model.safetensors")
+    kind, shape, held = tensors["projector.0.weight"]
+    turned = np.frombuffer(held, np.float32).reshape(shape)[::-1].tobytes()
+    checkpoints.write(model / "model.safetensors", tensors | {"projector.0.weight": (kind, shape, turned)})
+    assert distance(model) > 20 * BOUND
 
 
 async def test_a_text_that_names_control_tokens_stays_text(tmp_path: Path) -> None:

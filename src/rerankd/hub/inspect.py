@@ -76,9 +76,11 @@ def _causal_lines(metadata: ModelMetadata) -> list[str]:
 def _value(recipe: Recipe, part: str) -> str:
     """Return the value of a part of a recipe, on one line."""
     if part == "max_length":
-        per = {"embedding": "a text", "late_interaction": "a document"}.get(
-            recipe.method, "query and document together"
-        )
+        per = {
+            "embedding": "a text",
+            "late_interaction": "a document",
+            "listwise": "a query and a block of documents",
+        }.get(recipe.method, "query and document together")
         return f"{recipe.max_length:,} tokens for {per}"
     if part == "normalization":
         return recipe.normalization.name
@@ -167,7 +169,7 @@ def _model_line(metadata: ModelMetadata, resolved: Resolution) -> str:
 def _kind(metadata: ModelMetadata, resolved: Resolution) -> str:
     kind = "causal model" if metadata.is_causal else "encoder"
     if metadata.has_cls or metadata.has_cls_output:
-        return f"{kind} with a rank head"
+        return f"{kind} with a {'projector' if metadata.has_listwise_markers else 'rank head'}"
     if resolved.recipe is not None and resolved.recipe.method == "causal_lm":
         return f"{kind} without a rank head (llama-server's own /v1/rerank would answer about 1e-20 for it)"
     return kind

@@ -6,19 +6,25 @@ the states of these tokens into vectors. No file declares the prompt or the limi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from rerankd.domain import Refusal
+from rerankd.domain import Refusal, Source
 from rerankd.formats import head_file
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.recipes.catalog import Entry
 
 FACTS = ("markers", "query_tokens", "document_tokens", "block_documents")
 """The parts of a recipe that only the catalog has."""
+SOURCES: Mapping[str, Source] = dict.fromkeys(FACTS, "catalog")
 
 
 def missing(metadata: ModelMetadata, entry: Entry | None) -> Refusal | None:
     """The refusal of a file that is not a complete and known listwise model."""
+    if not metadata.has_listwise_markers and (entry is None or entry.method != "listwise"):
+        return Refusal(
+            "its vocabulary has no marker tokens, so it is not a listwise model", "remove method = listwise"
+        )
     if entry is None or entry.method != "listwise":
         named = "folder that name" if metadata.format == "safetensors" else "header (general.name) that name"
         return Refusal(

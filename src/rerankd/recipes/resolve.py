@@ -279,5 +279,8 @@ def _complete(case: _Case, method: Method, merged: PartialRecipe, sources: dict[
         else None,
         images=metadata.image_processor.input(merged.image_tokens) if metadata.image_processor else None,
         **(listwise.facts(case.entry) if method == "listwise" else {}),
-        sources={part: source for part, source in sources.items() if part not in unused},
+        sources={
+            **{part: source for part, source in sources.items() if part not in unused},
+            **(listwise.SOURCES if method == "listwise" else {}),
+        },
     )
