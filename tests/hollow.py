@@ -86,3 +86,35 @@ def late_interaction(name: str) -> Callable[[Path, int, int], Path]:
         return folder
 
     return write
+
+
+def vision(folder: Path, blocks: int, width: int, *, is_jina: bool = False) -> Path:
+    """Qwen3-VL-Reranker or jina-reranker-m0, with a small vocabulary and a part of their tensors."""
+    checkpoints.copy("qwen3-headless", folder)
+    said = json.loads((folder / "tokenizer.json").read_text())
+    marks = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+    first = said["added_tokens"][0]
+    said["added_tokens"] += [{**first, "id": 1605 + at, "content": text} for at, text in enumerate(marks)]
+    said["model"]["vocab"] |= {"yes": 1610, "no": 1611}
+    (folder / "tokenizer.json").write_text(json.dumps(said))
+    text = {
+        "hidden_size": width, "num_hidden_layers": blocks, "max_position_embeddings": 32768,
+        "num_attention_heads": 16, "vocab_size": 1664,
+    }  # fmt: skip
+    shapes = {"model.language_model.embed_tokens.weight": [1664, width]}
+    if is_jina:
+        config = {"architectures": ["JinaVLForRanking"], "model_type": "qwen2_vl", **text}
+        shapes |= {"score.0.weight": [width, width], "score.2.weight": [1, width]}
+    else:
+        config = {"architectures": ["Qwen3VLForConditionalGeneration"], "text_config": text}
+        shapes |= {"lm_head.weight": [1664, width]}
+    (folder / "config.json").write_text(json.dumps(config))
+    processor = {"image_processor_type": "Qwen2VLImageProcessorFast", "patch_size": 14 if is_jina else 16}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    checkpoints.write_hollow(folder / "model.safetensors", shapes)
+    return folder
+
+
+def jina_m0(folder: Path, blocks: int = 28, width: int = 1536) -> Path:
+    """jina-reranker-m0."""
+    return vision(folder, blocks, width, is_jina=True)

@@ -384,6 +384,18 @@ KINDS = (
     ),
     Kind("jina-reranker-m0", Twin("Jina Reranker m0", "qwen2vl", 28, 1536), "small network"),
     Kind(
+        "jina-reranker-m0, safetensors",
+        lambda folder: hollow.jina_m0(folder / "jina-reranker-m0"),
+        "causal_lm",
+        "jina-reranker-m0",
+    ),
+    Kind(
+        "Qwen3-VL-Reranker, safetensors",
+        lambda folder: hollow.vision(folder / "Qwen3-VL-Reranker-2B", 28, 2048),
+        "causal_lm",
+        "Qwen3-VL-Reranker-2B",
+    ),
+    Kind(
         "llama-nemotron-rerank",
         Twin("Llama Nemotron Rerank 1b v2", "llama-embed", 16, 2048, pooling="mean"),
         "converter drops score.weight",

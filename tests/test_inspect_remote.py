@@ -111,8 +111,8 @@ def test_a_name_of_the_catalog_is_inspected_in_its_repository(inspect: Inspect) 
     assert found.returncode == 0, found.stderr
     assert found.stdout.startswith("hf:gpustack/bge-reranker-v2-m3-GGUF: m-Q8_0.gguf")
     assert "rerankd pull bge-reranker-v2-m3 downloads" in found.stdout
-    refused = inspect("jina-reranker-m0")
-    assert refused.returncode == 3 and "can't be scored correctly: its score is computed" in refused.stderr
+    refused = inspect("LightOn-rerank-PW")
+    assert refused.returncode == 3 and "can't be scored correctly: its prompt is in" in refused.stderr
 
 
 def test_a_gated_repository_says_what_to_do(inspect: Inspect, hub: FakeHub) -> None:

@@ -82,7 +82,7 @@ def test_list_show_and_remove(hub: FakeHub, tmp_path: Path) -> None:
     assert "scored as a cross-encoder" in shown
     assert json.loads(cli(tmp_path, "show", "bge-reranker-v2-m3", "--json"))["scorable"]
     assert "rerankd pull bge-m3" in cli(tmp_path, "show", "bge-m3")
-    assert "can't be scored correctly" in cli(tmp_path, "show", "jina-reranker-m0")
+    assert "can't be scored correctly" in cli(tmp_path, "show", "LightOn-rerank-PW")
 
     assert "was deleted (832 KiB)" in cli(tmp_path, "remove", "bge-reranker-v2-m3")
     assert not (tmp_path / "models" / "bge-reranker-v2-m3").exists()

@@ -372,7 +372,7 @@ def test_a_quantisation_is_searched_in_all_sources(hub: FakeHub, pulls: Pulls) -
     [
         ("bge-reranker-v2-m4", UnknownModel, "Did you mean bge-reranker-v2-m3?"),
         ("some/where", UnknownModel, "rerankd list --catalog"),
-        ("jina-reranker-m0", Unscorable, "small network"),
+        ("LightOn-rerank-PW", Unscorable, "chat_template.jinja"),
         ("kure-reranker-base", UnknownModel, "names no repository"),
         ("./model.gguf", UnknownModel, "can't be pulled"),
         (f"hf:{REPO}:q4_0", UnknownModel, FILE),

@@ -37,6 +37,7 @@ FOLDERS |= {
     for size in ("17m", "32m", "68m", "150m", "400m", "1b")
 }
 FOLDERS["llama-nemotron-rerank-1b-v2"] = hollow.nemotron
+FOLDERS["jina-reranker-m0"] = hollow.jina_m0
 FOLDERS |= dict.fromkeys(
     ("answerai-colbert-small-v1", "colbertv2.0"), hollow.late_interaction("stanford-bert")
 )
@@ -325,3 +326,20 @@ def test_each_kind_is_in_the_table_of_results() -> None:
         assert now.startswith(kind.becomes if kind.is_served else "refused"), row
         assert kind.asked in now
     assert len({kind.what for kind in KINDS}) == len(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("write", "sizes", "name", "images"),
+    [
+        (hollow.vision, (28, 2048), "Qwen3-VL-Reranker-2B", (32, 4, 1800)),
+        (hollow.vision, (36, 4096), "Qwen3-VL-Reranker-8B", (32, 4, 1800)),
+        (hollow.jina_m0, (28, 1536), "jina-reranker-m0", (28, 4, 768)),
+    ],
+)
+def test_models_that_read_images_have_the_blocks_of_their_own_code(
+    write: Any, sizes: tuple[int, int], name: str, images: tuple[int, int, int], tmp_path: Path
+) -> None:
+    resolved = resolution_of(write(tmp_path / name, *sizes))
+    recipe = resolved.require()
+    assert resolved.entry is not None and resolved.entry.name == name and recipe.images is not None
+    assert (recipe.images.side, recipe.images.least, recipe.images.most) == images

@@ -13,10 +13,15 @@ MODULES = "modules.json"
 PROMPTS, TRANSFORMER = "config_sentence_transformers.json", "sentence_bert_config.json"
 # The configuration of a ColBERT model by its authors' own library.
 ARTIFACT = "artifact.metadata"
+# How images are read.
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 CHAT_TEMPLATE, ADDITIONAL_TEMPLATES = "chat_template.jinja", "additional_chat_templates/"
 SUFFIX = ".safetensors"
 # The files that describe a model besides the headers of its weights.
-_DESCRIBING = (CONFIG, TOKENIZER_CONFIG, MODULES, PROMPTS, TRANSFORMER, CHAT_TEMPLATE, ARTIFACT)
+_DESCRIBING = (
+    *(CONFIG, TOKENIZER_CONFIG, MODULES, PROMPTS, TRANSFORMER, CHAT_TEMPLATE, ARTIFACT),
+    *(PREPROCESSOR, PROCESSOR),
+)
 # In the folder of a module, which sentence-transformers names after its number and its class.
 _TEMPLATE = re.compile(rf"{ADDITIONAL_TEMPLATES}[^/\\\x00]+\.jinja")
 _MODULE_CONFIG = re.compile(r"\d+_\w+/config\.json")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rerankd.domain import Refusal
-from rerankd.formats import module_head, sentence_transformers
+from rerankd.formats import module_head, sentence_transformers, vision_class
 from rerankd.formats.checkpoint_classes import CLASSES, body_of, family_of, other_labels, quantised
 from rerankd.formats.checkpoint_files import (
     CONFIG,
@@ -31,15 +31,14 @@ from rerankd.formats.checkpoint_files import (
     paths_in,
 )
 from rerankd.formats.families.family import LARGEST, Config, Fail, gguf_name, incomplete
-from rerankd.formats.gguf_header import Header, Source, Tensor
+from rerankd.formats.gguf_header import Header, Tensor
+from rerankd.formats.image_processor import ImageProcessor
 from rerankd.formats.library_classes import Library, library_of, spare_positions
+from rerankd.formats.safetensors_header import parse as parse
 from rerankd.formats.sentence_transformers import Layout
 from rerankd.formats.tokenizer_file import GIT_LFS, POINTER
 from rerankd.formats.transformer_module import NotUnderstood
 
-# The limit of the safetensors library for a header.
-_HEADER_LIMIT = 100_000_000
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _READABLE = ("F32", "F16", "BF16")
 _CAUSAL_CLASSES = " or ".join(sorted(name for name in CLASSES if name.endswith("CausalLM")))
 TAKE_GGUF = "use a GGUF file of the model, if one exists"
@@ -51,7 +50,7 @@ class Checkpoint:
 
     `files` maps each tensor's name to the file that contains it; its offset is relative to that file.
     `refusal` is why rerankd can't compute the model, None if it can. `layout` is what sentence-transformers'
-    files declare, None if rerankd does not support it. `library`: see ModelMetadata.
+    files declare, None if rerankd does not support it. `library`, `image_processor`: see ModelMetadata.
     """
 
     header: Header
@@ -59,6 +58,7 @@ class Checkpoint:
     refusal: Refusal | None
     layout: Layout | None = None
     library: Library = ""
+    image_processor: ImageProcessor | None = None
 
 
 def read(folder: Path, fail: Fail) -> tuple[Checkpoint, tuple[Path, ...]]:
@@ -79,37 +79,6 @@ def read(folder: Path, fail: Fail) -> tuple[Checkpoint, tuple[Path, ...]]:
     # The folder of a pulled model is named after its reference, repository name last (see hub/store.py).
     found = translate(folder.name.rpartition("--")[2], described, parts, fail)
     return found, tuple(folder / name for name in parts)
-
-
-def parse(stream: Source, size_bytes: int, fail: Fail) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, by their original names, from the beginning of a stream of
-    `size_bytes` in total. Shapes are in ggml's order, columns first."""
-    start = stream.read(8)
-    if start == GIT_LFS.encode()[:8]:
-        fail(f"its weights can't be read: {POINTER}")
-    length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > min(_HEADER_LIMIT, size_bytes - 8):
-        fail("it is not a safetensors file, or it is damaged; download it again")
-    try:
-        table = json.loads(stream.read(length))
-        found = {name: _tensor(info, 8 + length) for name, info in table.items() if name != "__metadata__"}
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-        fail("its header can't be read: it is damaged; download it again")
-    for tensor in found.values():
-        if tensor.elements * _BYTES.get(tensor.type_name, 0) not in (0, tensor.size_bytes):
-            fail("its header declares a tensor of an impossible size: it is damaged; download it again")
-    end = max((tensor.offset + tensor.size_bytes for tensor in found.values()), default=0)
-    if end > size_bytes:
-        fail(f"it is truncated: {end - size_bytes:,} of {end:,} bytes are missing; download it again")
-    return found
-
-
-def _tensor(info: Mapping[str, Any], data_start: int) -> Tensor:
-    begin, end = info["data_offsets"]
-    shape = tuple(int(length) for length in reversed(info["shape"]))
-    if not 0 <= begin <= end or any(length < 0 for length in shape):
-        raise ValueError
-    return Tensor(shape, str(info["dtype"]), end - begin, data_start + begin)
 
 
 def translate(
@@ -137,6 +106,8 @@ def translate(
     values: dict[str, Any] = {"general.name": name, "general.type": "model"}
     if family is None:
         held = {own: one for own, (_, one) in found.items()}
+        if kind in vision_class.CLASSES and (made := vision_class.header(kind, config.values, held)):
+            return _vision(kind, values | made[0], made[1], declared, described, fail)
         return _unknown(kind, config, tokenizer, values, declared, held)
     config = replace(config, names=family.sizes)
     named = {gguf: place for own, place in found.items() if (gguf := gguf_name(family, own))}
@@ -209,6 +180,29 @@ def _head(
         return find(layout, parts, config.size("hidden_size")), ""
     except NotUnderstood as reason:
         return None, f"{reason} ({MODULES})"
+
+
+def _vision(
+    kind: str,
+    values: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+    declared: Layout | Refusal,
+    described: Mapping[str, bytes],
+    fail: Fail,
+) -> Checkpoint:
+    """The checkpoint of a class that reads images, which only the PyTorch backend computes."""
+
+    def load(name: str) -> Any:
+        return _json(described[name], name, fail) if name in described else None
+
+    return Checkpoint(
+        Header(0, values, dict(tensors), 0),
+        {},
+        Refusal(f"its class is {kind}, which only the PyTorch backend computes", TAKE_GGUF),
+        declared if isinstance(declared, Layout) and declared.is_causal else None,
+        "transformers",
+        vision_class.processor(load),
+    )
 
 
 def _unknown(

@@ -8,7 +8,7 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 
 from rerankd import text_files
-from rerankd.formats import checkpoint_files, safetensors, tokenizer_file
+from rerankd.formats import checkpoint_files, safetensors, tokenizer_file, vision_class
 from rerankd.formats.checkpoint_vocabulary import with_vocabulary
 from rerankd.formats.gguf_header import Source
 from rerankd.formats.metadata import ModelMetadata
@@ -71,6 +71,9 @@ def with_tokens(metadata: ModelMetadata, tokenizer: str) -> ModelMetadata:
     if metadata.refusal is not None and not metadata.library:
         return metadata
     found = with_vocabulary(metadata, tokenizer)
+    if found.score_token is not None:
+        controls = {**found.control_tokens, vision_class.SCORE_TOKEN: found.score_token}
+        found = replace(found, control_tokens=controls)
     if ids and found.token_ids(found.output_labels) != ids:
         raise ValueError(f"the texts of its labels {ids} are not tokens of their own")
     return found
@@ -94,7 +97,7 @@ def _metadata(
     path: Path, found: safetensors.Checkpoint, size_bytes: int, held: tuple[Path, ...]
 ) -> ModelMetadata:
     header = found.header
-    return metadata_of(
+    known = metadata_of(
         path,
         header,
         header.tensors,
@@ -105,3 +108,4 @@ def _metadata(
         layout=found.layout,
         library=found.library,
     )
+    return replace(known, image_processor=found.image_processor)

@@ -32,6 +32,12 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--varlen", action="store_true", help="use packed attention if it works here")
     flags.add_argument("--compile", action="store_true", help="compile the model while it serves")
     flags.add_argument("--reference", action="store_true", help="compute with sentence-transformers")
+    flags.add_argument(
+        "--vision",
+        type=int,
+        nargs=2,
+        help="compute with transformers; the fewest and most blocks of an image",
+    )
     flags.add_argument("--token-vectors", type=TokenVectors.parse, help="late interaction, as JSON")
     flags.add_argument("--trust-code", action="store_true", help="run the code in the model's own files")
     return flags
@@ -52,13 +58,24 @@ def _load(options: argparse.Namespace) -> Scorer:
     gc.freeze()  # a collection would look at all that the libraries have loaded
     returns_scores = options.pooling == "rank" or bool(options.labels)
     method = method_of(options.token_vectors, returns_scores=returns_scores, reads_blocks=options.blocks)
-    return Scorer(network, options.max_length, method)
+    return Scorer(network, options.max_length, method, getattr(network, "reads_images", None))
 
 
 def _network(options: argparse.Namespace) -> Network:
     """Load the model."""
     from rerankd.backends.torch import runtime
 
+    if options.vision:
+        from rerankd.backends.torch.vision import VisionReranker
+
+        runtime.set_threads(options.threads)
+        return VisionReranker(
+            options.model,
+            labels=options.labels,
+            blocks=options.vision,
+            device=options.device,
+            dtype=runtime.DTYPES[options.precision],
+        )
     if options.reference:
         from rerankd.backends.torch.reference import Reference, TokenReference
 

@@ -138,7 +138,10 @@ class TorchBackend(Unrated):
             rank=Rank.LAST_ON_CPU if on_cpu else Rank.GPU,
             memory_bytes=held * spec.replicas,
             policy=_CPU_POLICY if on_cpu else _CARD_POLICY,
-            capabilities=Capabilities("block" if spec.recipe.method == "listwise" else "pair"),
+            capabilities=Capabilities(
+                "block" if spec.recipe.method == "listwise" else "pair",
+                content=frozenset(("text", "image") if spec.recipe.images else ("text",)),
+            ),
             on_cpu=on_cpu,
             spans_cards=False,
             cards=placed.cards,
@@ -177,6 +180,7 @@ class TorchBackend(Unrated):
         spec, arithmetic = offer.spec, _arithmetic(offer, taken)
         assert spec.metadata is not None
         labels = support.labels(spec.recipe, spec.metadata)
+        is_vision = support.is_vision(spec.metadata)
         may_use_varlen = devices.may_use_varlen(offer.device, arithmetic.precision) and _PADDED not in taken
         vectors = TokenVectors.of(spec.recipe, spec.metadata, spec.document_vectors_bytes)
         argv = [
@@ -195,7 +199,8 @@ class TorchBackend(Unrated):
             *(("--compile",) if _compiles(offer) and _EAGER not in taken else ()),
             *(vectors.arguments if vectors is not None else ()),
             *(("--blocks",) if spec.recipe.method == "listwise" else ()),
-            *(("--reference",) if offer.is_reference else ()),
+            *(("--reference",) if offer.is_reference and not is_vision else ()),
+            *(("--vision", *map(str, support.image_blocks(spec.recipe))) if is_vision else ()),
             *(("--trust-code",) if offer.is_reference and _runs_code(offer) else ()),
         ]  # fmt: skip
         return Launch(argv, WorkerEngine, environment(offer.cache, spec.threads))

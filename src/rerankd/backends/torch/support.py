@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from rerankd.domain import Pooling, Recipe, Refusal
-from rerankd.formats import tokenizer_support
+from rerankd.formats import tokenizer_support, vision_class
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,6 +17,7 @@ ENCODERS = ("bert", "deberta-v2", "llama-embed", "modern-bert", "new")
 CAUSAL = ("gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen3", "qwen3vl")
 ARCHITECTURES = (*ENCODERS, *CAUSAL)
 """The rows of architectures/__init__.py, which imports PyTorch."""
+VISION = (vision_class.QWEN3_VL, vision_class.JINA_VL)
 _COMMIT = re.compile("[0-9a-f]{40}")
 _POOLINGS = {
     "cross_encoder": ("rank",),
@@ -24,6 +25,16 @@ _POOLINGS = {
     "late_interaction": ("none",),
     "listwise": ("none",),
 }
+
+
+def is_vision(metadata: ModelMetadata | None) -> bool:
+    """Whether transformers computes the model's class, with its images (see vision.py)."""
+    return metadata is not None and metadata.library == "transformers" and metadata.architecture in VISION
+
+
+def image_blocks(recipe: Recipe) -> tuple[int, int]:
+    """The fewest and the most blocks of an image; 0 for a model that reads text alone."""
+    return (recipe.images.least, recipe.images.most) if recipe.images is not None else (0, 0)
 
 
 def needs_reference(recipe: Recipe, metadata: ModelMetadata) -> bool:
@@ -69,6 +80,9 @@ def pooling(recipe: Recipe) -> Pooling:
 
 
 def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
+    if is_vision(metadata):
+        are_tokens = len(labels(recipe, metadata)) == len(recipe.labels)
+        return "" if are_tokens else "a label is not a single token of the vocabulary"
     if needs_reference(recipe, metadata):
         declared = metadata.layout.label_ids if metadata.layout is not None else ()
         is_other = recipe.method == "causal_lm" and labels(recipe, metadata) != declared

@@ -51,8 +51,9 @@ class WorkerEngine(EngineClient, Engine):
         answer = await self.post(path, protocol.render(batch.inputs))
         if kept := answer.get("kept"):
             self.kept = KeptVectors.parse(kept)
+        errors = {int(at): why for at, why in answer.get("errors", {}).items()}
         if (vectors := answer.get("vectors")) is None:
-            return RawScores(answer["values"])
+            return RawScores(answer["values"], errors)
         try:
             *documents, query = protocol.parse_vectors(vectors, len(batch.inputs) + 1)
         except ValueError as error:

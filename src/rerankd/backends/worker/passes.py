@@ -20,6 +20,7 @@ Whole = Callable[[int, int], int]
 """(number of inputs, length of the longest in tokens) -> how many of them go into one pass."""
 
 Vectors = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
 Pending = Callable[[], Iterable[Vectors]]
 """Waits for a forward pass that was started, and returns for each input its row [values], or its rows [rows,
 values] if the network computes several for an input."""
@@ -39,7 +40,8 @@ class Reading(NamedTuple):
     there is none). `stem`, in parts, is the beginning that most inputs of its question have (see
     prefixes.py); this one has its first `shared` ids, and at least one id more. `attended`: all tokens see
     only the first so many; None: they see all. `wanted`: the positions of the tokens whose rows are returned,
-    in this order, by a network that returns a row for each token; None for all of them."""
+    in this order, by a network that returns a row for each token; None for all of them. `images`: the pixels
+    of its images, each [height, width, 3]."""
 
     ids: Ids
     second: int
@@ -47,6 +49,7 @@ class Reading(NamedTuple):
     stem: tuple[Ids, ...] = ()
     attended: int | None = None
     wanted: Ids | None = None
+    images: tuple[Pixels, ...] = ()
 
 
 def split(lengths: Sequence[int], most: int, whole: Whole) -> list[list[int]]:

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rerankd.backends.worker.images import Picture
 from rerankd.backends.worker.passes import Integers, Pause, Pending, Reading, Vectors, never, padded, split
 from rerankd.scoring.engine_input import Ids, Input, Question
 
@@ -48,7 +49,8 @@ def readings(inputs: Sequence[Input]) -> list[Reading]:
         parts, stem = stems[id(question)]
         shared = max(min(common(stem, whole), len(whole) - 1), 0)
         second = len(whole) if question.second is None else question.second
-        found.append(Reading(whole, second, shared, parts))
+        pixels = tuple(one.pixels for one in question.pictures.in_order if isinstance(one, Picture))
+        found.append(Reading(whole, second, shared, parts, images=pixels))
     return found
 
 

@@ -8,6 +8,9 @@ The body is one line of JSON, followed by all token ids as int32, little-endian,
 input where the second token type begins, or null. The token ids follow in the same order: `before`, `after`,
 `ids` and `head` of each question, then those of each input. Tokens that many inputs share are sent once.
 
+If questions have images, the line also has `"images": [[bytes, …], …]`: the sizes of each question's images,
+whose files follow the ids in the same order.
+
 The vectors of a block are a field of the JSON response: base64 of float32, little-endian, one row after the
 other.
 """
@@ -16,13 +19,14 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 import numpy as np
 
+from rerankd.content import Image
 from rerankd.scoring.block_scores import Vectors
-from rerankd.scoring.engine_input import Ids, Input, Question
+from rerankd.scoring.engine_input import Ids, Input, Pictures, Question
 
 _INT32, _FLOAT32 = np.dtype("<i4"), np.dtype("<f4")
 
@@ -50,8 +54,14 @@ def render(inputs: Sequence[Input]) -> bytes:
             ids += parts
     rows = [(numbers[one.question.key], len(one.ids)) for one in inputs]
     ids += (one.ids for one in inputs)
-    line = json.dumps({"questions": questions, "inputs": rows}, separators=(",", ":"))
-    return b"%s\n%s" % (line.encode(), np.concatenate(ids, dtype=_INT32).tobytes() if ids else b"")
+    header: dict[str, object] = {"questions": questions, "inputs": rows}
+    shown = {one.question.key: one.question.pictures.in_order for one in inputs}
+    images = [shown[key] for key in numbers]
+    if any(images):
+        header["images"] = [[len(image.data) for image in of_question] for of_question in images]
+    line = json.dumps(header, separators=(",", ":")).encode()
+    held = np.concatenate(ids, dtype=_INT32).tobytes() if ids else b""
+    return b"".join((line, b"\n", held, *(image.data for of_question in images for image in of_question)))
 
 
 def parse(body: bytes) -> list[Input]:
@@ -63,22 +73,34 @@ def parse(body: bytes) -> list[Input]:
             (before, after, ids, head, second) for before, after, ids, head, second in header["questions"]
         ]
         rows = [(question, length) for question, length in header["inputs"]]
+        sizes = [[*of_question] for of_question in header.get("images", [()] * len(declared))]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InvalidBatch(f"its first line can't be read: {error!r}") from error
     lengths = [*(length for *four, _ in declared for length in four), *(length for _, length in rows)]
     indexes = [question for question, _ in rows]
     seconds = [second for *_, second in declared if second is not None]
-    if not all(type(number) is int and number >= 0 for number in (*lengths, *indexes, *seconds)):
+    image_bytes = [size for of_question in sizes for size in of_question]
+    if not all(type(one) is int and one >= 0 for one in (*lengths, *indexes, *seconds, *image_bytes)):
         raise InvalidBatch("its first line has a number that is neither a length nor an index")
     if max(indexes, default=-1) >= len(declared):
         raise InvalidBatch(f"an input refers to question {max(indexes)} of {len(declared)}")
-    if sum(lengths) * _INT32.itemsize != len(held):
+    end_of_ids = sum(lengths) * _INT32.itemsize
+    if end_of_ids + sum(image_bytes) != len(held) or len(sizes) != len(declared):
         raise InvalidBatch(f"its first line declares {sum(lengths)} ids, but {len(held)} bytes follow")
-    ids = np.frombuffer(held, _INT32)
+    ids = np.frombuffer(held[:end_of_ids], _INT32)
+    files = iter([held[end - size : end] for size, end in _ends(image_bytes, end_of_ids)])
     parts = iter([ids[end - length : end] for length, end in zip(lengths, accumulate(lengths), strict=True)])
     questions = [
-        Question("", before=next(parts), after=next(parts), ids=next(parts), head=next(parts), second=second)
-        for *_, second in declared
+        Question(
+            "",
+            before=next(parts),
+            after=next(parts),
+            ids=next(parts),
+            head=next(parts),
+            second=second,
+            pictures=Pictures(tuple(Image(next(files)) for _ in of_question)),
+        )
+        for (*_, second), of_question in zip(declared, sizes, strict=True)
     ]
     return [_input(questions[index], next(parts)) for index in indexes]
 
@@ -91,6 +113,11 @@ def render_vectors(rows: Vectors) -> str:
 def parse_vectors(text: str, count: int) -> Vectors:
     """Parse `count` rows. Raises ValueError if the text does not hold so many."""
     return np.frombuffer(base64.b64decode(text), _FLOAT32).reshape(count, -1)
+
+
+def _ends(sizes: Sequence[int], start: int) -> Iterable[tuple[int, int]]:
+    """Each size, and where the part of this size ends, if the first one begins at `start`."""
+    return zip(sizes, (start + end for end in accumulate(sizes)), strict=True)
 
 
 def _input(question: Question, ids: Ids) -> Input:

@@ -10,6 +10,7 @@ import numpy as np
 
 from rerankd.backends.token_vectors import KeptVectors, TokenVectors
 from rerankd.backends.worker.compute_lock import ComputeLock
+from rerankd.backends.worker.images import ImageReader
 from rerankd.backends.worker.late_interaction import MaxSim
 from rerankd.backends.worker.methods import Cosines, Listwise, Logits, Method
 from rerankd.backends.worker.passes import Pause, Pending, Reading, Vectors, never
@@ -50,9 +51,12 @@ def method_of(
 
 class Scorer:
     """Scores batches by a method; safe to call from any thread. `lock` serializes batches and counts forward
-    passes."""
+    passes. `images` decodes the images of a model that reads some."""
 
-    def __init__(self, network: Network, max_length: int, method: Method) -> None:
+    def __init__(
+        self, network: Network, max_length: int, method: Method, images: ImageReader | None = None
+    ) -> None:
+        self.images = images
         self.about = network.about
         self.lock = ComputeLock()
         self._method = method

@@ -3,10 +3,10 @@
     GET  /health            200, at any time, because it listens only after the model is loaded
     GET  /work?after=N      {"steps": n}, as soon as more than N passes were computed or none is running
     GET  /info              {"about"}
-    POST /score             {"values", "kept", "vectors"}: the raw score of each input of the batch (see
-                            protocol.py), in order; what the engine keeps of documents (see token_vectors.py),
-                            or null; the vectors of a block, or null. /score?anew neither uses the kept
-                            documents nor adds to them
+    POST /score             {"values", "kept", "vectors", "errors"}: the raw score of each input of the batch
+                            (see protocol.py), in order; what the engine keeps (see token_vectors.py),
+                            or null; the vectors of a block, or null; by index why an input has no score.
+                            /score?anew neither uses the kept documents nor adds to them
 
 An error is {"error": message}: 413 for an input longer than max_length, 400 for an invalid body, and 500 for
 anything else. The computation for a caller stops when it disconnects.
@@ -27,6 +27,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from rerankd.backends.worker import protocol
+from rerankd.backends.worker.images import spread
 from rerankd.backends.worker.scorer import Scorer
 from rerankd.errors import InputTooLong
 
@@ -74,7 +75,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, {"error": f"{self.path} does not exist"})
             return
         try:
-            inputs = protocol.parse(body)
+            inputs, errors = protocol.parse(body), dict[int, str]()
+            if (images := self.server.scorer.images) is not None:
+                inputs, errors = images.decoded(inputs)
             values, rows = self.server.scorer.answer(inputs, self._check, anew=url.query == "anew")
         except ConnectionError:
             raise
@@ -91,7 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             kept = self.server.scorer.kept
             vectors = protocol.render_vectors(rows) if rows is not None else None
-            self._answer(200, {"values": values, "kept": kept and asdict(kept), "vectors": vectors})
+            answer = {"values": spread(values, errors), "kept": kept and asdict(kept), "vectors": vectors}
+            self._answer(200, {**answer, "errors": errors})
 
     def _check(self) -> None:
         """Raise ConnectionError if the caller has disconnected."""
