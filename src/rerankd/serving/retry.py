@@ -35,7 +35,10 @@ _MOST_USELESS = 2
 _TOO_LONG = "the engine reports that it is too long"
 # How often a block is scored whose engine was lost, although no text of it crashes the engine alone.
 _MOST_BLOCKS = 3
-_NOT_TOGETHER = "the engine fails on these documents together, although not on each alone"
+_NOT_TOGETHER = (
+    "the engine fails on these documents together, although not on each alone; with a lower max_length fewer "
+    "documents share a block"
+)
 
 
 class RetryingCaller:

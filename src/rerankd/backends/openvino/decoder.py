@@ -32,12 +32,12 @@ from numpy.typing import NDArray
 from rerankd.backends.openvino.layers import GROUP, Node, grouped, ints, quantised, rms_norm
 from rerankd.backends.openvino.runtime import op, ov
 from rerankd.errors import ModelFileError
-from rerankd.formats import llama_rope, local_layers
+from rerankd.formats import local_layers
 from rerankd.formats.weights import FLOATS, Floats, Weights
 
 _OUTSIDE = {"token_embd.weight", "output_norm.weight"}
-# Read outside the graph: output_row.py, formats/llama_rope.py.
-_OPTIONAL = {"output.weight", "cls.weight", "cls.output.weight", llama_rope.DIVISORS}
+# Those of the head, which is not a part of an architecture.
+_OF_HEAD = {"output.weight", "cls.weight", "cls.output.weight"}
 
 
 class Kind(NamedTuple):
@@ -125,6 +125,8 @@ class Decoder:
 
     tensors: ClassVar[tuple[str, ...]]
     """All tensors of a layer. The model of a file with more or fewer would compute something else."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Tensors outside of layers that a file may have, and that are read outside of the graph."""
 
     def __init__(self, weights: Weights, *, compressed: bool) -> None:
         self.weights = weights
@@ -200,7 +202,7 @@ class Decoder:
 
     def _check(self) -> None:
         """Raise ModelFileError if the file has other tensors than the architecture."""
-        found = {*self.weights.names} - _OPTIONAL
+        found = {*self.weights.names} - _OF_HEAD - {*self.optional}
         needed = {f"blk.{at}.{name}" for at in range(self.layers) for name in self.tensors} | _OUTSIDE
         if other := sorted(found ^ needed):
             what = "lacks the tensor" if other[0] in needed else "has the unknown tensor"

@@ -18,6 +18,7 @@ class Llama(Qwen3):
     """Llama: Qwen3 without norms of heads, and with scaled rotary positions from Llama 3.1 on."""
 
     tensors = tuple(name for name in Qwen3.tensors if name not in _OF_HEADS)
+    optional = (llama_rope.DIVISORS,)
 
     def __init__(self, weights: Weights, *, compressed: bool) -> None:
         super().__init__(weights, compressed=compressed)
