@@ -118,6 +118,10 @@ class LiveSettings(Options):
     max_document_characters: int = Field(
         1_000_000, ge=1, le=2**30, description="maximum characters in one document"
     )
+    image_urls: bool = Field(
+        False,
+        description="fetch images that requests name by URL; only from public addresses, without a proxy",
+    )
     max_image_pixels: int = Field(
         50_000_000,
         ge=1024,

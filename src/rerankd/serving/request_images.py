@@ -16,6 +16,7 @@ from rerankd.errors import InvalidRequest
 from rerankd.recipes import catalog
 from rerankd.scoring import deduplicate, image_header
 from rerankd.scoring.image_header import BadImage
+from rerankd.serving import image_fetch
 
 # Base64 of a file begins with letters of this alphabet; a longer string is not shown in an error.
 _SHOWN = 60
@@ -27,6 +28,14 @@ async def readable(request: RerankRequest, running: Offer, settings: Settings) -
         return request
     if "image" not in running.capabilities.content:
         return without_images(request, running.spec.name)
+    if urls := links(request):
+        if not settings.image_urls:
+            raise InvalidRequest(
+                f"An image is sent as the URL {urls[0][:_SHOWN]}, and this server fetches none. Send it "
+                "as base64 or as a data URI, or set image_urls = true."
+            )
+        images = await image_fetch.fetch(urls, settings.max_body_bytes)
+        request = linked(request, images.get)
     check(request, settings.max_image_pixels)
     return request
 

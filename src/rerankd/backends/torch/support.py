@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from rerankd.domain import Pooling, Recipe, Refusal
-from rerankd.formats import tokenizer_support, vision_class
+from rerankd.formats import tokenizer_support
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,7 +17,8 @@ ENCODERS = ("bert", "deberta-v2", "llama-embed", "modern-bert", "new")
 CAUSAL = ("gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen3", "qwen3vl")
 ARCHITECTURES = (*ENCODERS, *CAUSAL)
 """The rows of architectures/__init__.py, which imports PyTorch."""
-VISION = (vision_class.QWEN3_VL, vision_class.JINA_VL)
+# Those of formats/vision_class.py, which takes long to import.
+_VISION = ("qwen3vl", "jina-vl")
 _COMMIT = re.compile("[0-9a-f]{40}")
 _POOLINGS = {
     "cross_encoder": ("rank",),
@@ -29,7 +30,7 @@ _POOLINGS = {
 
 def is_vision(metadata: ModelMetadata | None) -> bool:
     """Whether transformers computes the model's class, with its images (see vision.py)."""
-    return metadata is not None and metadata.library == "transformers" and metadata.architecture in VISION
+    return metadata is not None and metadata.library == "transformers" and metadata.architecture in _VISION
 
 
 def image_blocks(recipe: Recipe) -> tuple[int, int]:
