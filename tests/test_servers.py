@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from rerankd import logs, server_records
+from rerankd import files, logs, server_records
 from rerankd.cli.show_logs import Follower
 from support import GOLDEN, Program, environment, post, rerankd, start_serving, until
 
@@ -134,7 +134,7 @@ def test_the_log_file_is_rotated_and_a_full_disk_is_ignored(
 ) -> None:
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
-    monkeypatch.setattr(logs, "_FILE_BYTES", 200)
+    monkeypatch.setattr(files, "_LOG_BYTES", 200)
     try:
         path = tmp_path / "logs" / "server.log"
         logs.configure("info", "text", path)

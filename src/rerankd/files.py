@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders: they appear complete or not at all."""
+"""Atomic writes of files and folders, which appear complete or not at all; and logs, which are rotated."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+
+_LOG_BYTES = 8 * 2**20
 
 
 def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -34,6 +36,17 @@ def move_folder(new: Path, target: Path) -> None:
         os.rename(target, aside)
     os.rename(new, target)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def append_log(log: Path, chunk: bytes) -> None:
+    """Append to a log file, ignoring disk errors. The log is rotated once, to .log.1. It is opened each time,
+    because logrotate moves it, and other programs remove it or its folder."""
+    with contextlib.suppress(OSError):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if log.exists() and log.stat().st_size > _LOG_BYTES:
+            os.replace(log, log.with_suffix(".log.1"))
+        with open(log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream:
+            stream.write(chunk)
 
 
 def free_bytes(folder: Path) -> int:

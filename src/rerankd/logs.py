@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from io import FileIO, TextIOWrapper
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from rerankd.files import append_log
 
 LogFormat = Literal["text", "json"]
 
@@ -22,7 +20,6 @@ _request: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("re
 # At most this many similar lines are written in this many seconds.
 _MOST_REPEATS = 20
 _PERIOD_S = 10.0
-_FILE_BYTES = 8 * 2**20
 _CHATTY = ("gguf", "httpx", "httpx2", "uvicorn")
 
 
@@ -35,7 +32,9 @@ def belongs_to(request_id: str, key: str = "") -> None:
 def configure(level: str, log_format: LogFormat, file: Path | None = None) -> None:
     """Send all log lines to standard error, and to `file`. Noisy libraries log only warnings unless `level`
     is debug."""
-    handlers = [logging.StreamHandler(), *([_File(file)] if file is not None else ())]
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if file is not None:
+        handlers.append(logging.StreamHandler(_File(file)))
     for handler in handlers:
         handler.setFormatter(Json() if log_format == "json" else Text())
         handler.addFilter(RepeatLimit())
@@ -50,25 +49,14 @@ def is_json() -> bool:
     return any(isinstance(handler.formatter, Json) for handler in logging.getLogger().handlers)
 
 
-class _File(RotatingFileHandler):
-    """A log file that only its owner can read, rotated once. A full or read-only disk is ignored: the lines
-    are on standard error, too."""
+class _File:
+    """The stream of a log file beside standard error, so that a full or read-only disk is ignored."""
 
     def __init__(self, path: Path) -> None:
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        super().__init__(
-            path, maxBytes=_FILE_BYTES, backupCount=1, encoding="utf-8", errors="replace", delay=True
-        )
+        self._path = path
 
-    def _open(self) -> TextIOWrapper:
-        number = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        # Without a buffer, which would keep what a full disk refuses, and refuse to be closed.
-        raw: Any = FileIO(number, "a")
-        return TextIOWrapper(raw, encoding="utf-8", errors="replace", write_through=True)
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        pass
+    def write(self, text: str) -> None:
+        append_log(self._path, text.encode(errors="replace"))
 
 
 class Text(logging.Formatter):

@@ -80,8 +80,10 @@ def completion(
 ) -> None:
     """Print the script that completes commands, options and model names in a shell.
 
-    bash: add eval "$(rerankd completion bash)" to ~/.bashrc.
-    zsh: add eval "$(rerankd completion zsh)" to ~/.zshrc, after compinit.
+    bash: add eval "$(rerankd completion bash)" to ~/.bashrc
+
+    zsh: add eval "$(rerankd completion zsh)" to ~/.zshrc, after compinit
+
     fish: rerankd completion fish > ~/.config/fish/completions/rerankd.fish
     """
     typer.echo(_SCRIPTS[shell], nl=False)

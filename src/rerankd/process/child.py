@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from rerankd.errors import EngineStartFailed
+from rerankd.files import append_log
 from rerankd.process import failure_reasons
 
 _RING_LINES = 200
-_LOG_BYTES = 8 * 2**20
 _LAST_OUTPUT_S = 1.0
 _DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
 
@@ -146,9 +146,9 @@ class Child:
     async def _read_output(self) -> None:
         assert self._process.stdout is not None
         rest = b""
-        _append(self._log, b"")
+        append_log(self._log, b"")
         while chunk := await self._process.stdout.read(65536):
-            _append(self._log, chunk)
+            append_log(self._log, chunk)
             *lines, rest = (rest + chunk).split(b"\n")
             rest = rest[-4096:]
             self._ring.extend(line[:1000].decode(errors="replace") for line in lines[-_RING_LINES:])
@@ -169,14 +169,3 @@ class _Streams(asyncio.subprocess.SubprocessStreamProtocol):
             transport.close()  # kills the child
             with contextlib.suppress(subprocess.TimeoutExpired):
                 transport.get_extra_info("subprocess").wait(_LAST_OUTPUT_S)
-
-
-def _append(log: Path, chunk: bytes) -> None:
-    """Append to a log file, ignoring disk errors. The log is rotated once, to .log.1. It is opened each time,
-    because logrotate moves it, and other programs remove it or its folder."""
-    with contextlib.suppress(OSError):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        if log.exists() and log.stat().st_size > _LOG_BYTES:
-            os.replace(log, log.with_suffix(".log.1"))
-        with open(log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream:
-            stream.write(chunk)
