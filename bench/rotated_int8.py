@@ -136,7 +136,7 @@ async def accuracy(options: argparse.Namespace) -> None:
         prepared = prepare(Settings(model=str(whole), home=options.folder, scoring=scoring, force=True))
         given = await asyncio.to_thread(trial.inputs, prepared.metadata, prepared.recipe, asked)
         right: trained.Rows | None = None
-        for kind in GRAPHS:
+        for kind in options.graphs or GRAPHS:
             model, run = states(whole, kind, options.threads)
             if name == "e5":
                 vector = encoder(model, run)
@@ -155,12 +155,7 @@ async def accuracy(options: argparse.Namespace) -> None:
                 print("| | mean, max | tau, min | nDCG@10 |\n|---|---|---|---|")
             print(trained.row(kind, found, right, trained.ndcg(collection, best, found)), flush=True)
         for side in trained.sides():
-            if side.name not in (
-                "OpenVINO f32",
-                "OpenVINO bf16",
-                "llama.cpp, F32 file",
-                "llama.cpp, Q8_0 file",
-            ):
+            if side.name not in options.services:
                 continue
             try:
                 found = await trained.served(
@@ -185,7 +180,7 @@ async def speed(options: argparse.Namespace) -> None:
     documents in services on llama.cpp and OpenVINO. All in turns, one new query a round."""
     file = models.qwen3(options.folder, headed=False)
     random, sides = np.random.default_rng(1), {}
-    for kind in options.graphs:
+    for kind in options.graphs or ("int8, pair-safe", "int8, pair-safe, rotated"):
         model, run = states(file, kind, options.threads)
         own, prefix = (
             random.standard_normal((*shape, model.width), np.float32) for shape in ((4, 112), (1, 78))
@@ -251,9 +246,7 @@ if __name__ == "__main__":
     parser.add_argument("--documents", type=int, default=20)
     parser.add_argument("--threads", type=int, default=machine.read().cores)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--graphs", nargs="*", choices=[*GRAPHS], default=["int8, pair-safe", "int8, pair-safe, rotated"]
-    )
+    parser.add_argument("--graphs", nargs="*", choices=[*GRAPHS], default=[])
     parser.add_argument(
         "--services", nargs="*", default=["llama.cpp, Q8_0 file", "OpenVINO f32", "OpenVINO bf16"]
     )
