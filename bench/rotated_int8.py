@@ -191,7 +191,7 @@ async def speed(options: argparse.Namespace) -> None:
             if side.name not in options.services:
                 continue
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rb-")))
-            settings = {**side.settings, "home": str(folder / "home")}
+            settings = {**side.settings, "home": str(folder / "home"), "request_timeout_s": 900}
             config = causal_lm.write_settings(folder / "r.toml", file, options, settings)
             before = {*causal_lm.children(os.getpid())}
             running = service.running(["--config", str(config)], os.environ, folder / "log", 300)
