@@ -343,3 +343,4 @@ def test_models_that_read_images_have_the_blocks_of_their_own_code(
     recipe = resolved.require()
     assert resolved.entry is not None and resolved.entry.name == name and recipe.images is not None
     assert (recipe.images.side, recipe.images.least, recipe.images.most) == images
+    assert not any("rank head is not used" in note for note in resolved.notes)

@@ -30,7 +30,7 @@ def notes(
     if recipe.method == "causal_lm":
         if prompt is not None and prompt.note and _has_known_prompt(recipe):
             found.append(prompt.note)
-        if metadata.has_cls or metadata.has_cls_output:
+        if recipe.labels and (metadata.has_cls or metadata.has_cls_output):
             found.append("its rank head is not used: the logits of the labels yield the same score faster")
     if recipe.method == "embedding" and entry is None:
         found.append(

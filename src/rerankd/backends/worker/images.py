@@ -7,6 +7,7 @@ decodes to more pixels than its header says is refused, and one image is decoded
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import threading
 from collections.abc import Mapping, Sequence
@@ -39,8 +40,8 @@ class ImageReader:
     """Decodes images for a model. Thread-safe."""
 
     def __init__(self, reads: ImageInput) -> None:
-        from PIL import Image as _  # noqa: F401  fails at the start and not at the first image
-
+        if importlib.util.find_spec("PIL") is None:
+            raise ImportError("Pillow, which decodes images, is not installed: pip install 'rerankd[images]'")
         self._reads = reads
         self._lock = threading.Lock()
 
