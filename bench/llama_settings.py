@@ -124,7 +124,8 @@ async def started(
     offer: LlamaOffer, changes: Changes, socket: Path, log: Path, stack: AsyncExitStack
 ) -> tuple[Engine, int]:
     """Start an engine with these changes; return its client and its process id."""
-    flags = [*offer.backend.launch(offer, (), (), socket).argv[len(offer.binary.program) :]]
+    launched = offer.backend.launch(offer, (), (), socket)
+    flags = [*launched.argv[len(offer.binary.program) :]]
     for flag, value in changes.items():
         if flag.startswith("--"):
             word = str(offer.spec.threads + value if flag == "--threads" else value)
@@ -133,9 +134,10 @@ async def started(
             else:
                 flags += [flag, word]
     fields = {name: value for name, value in changes.items() if not name.startswith("--")}
-    child = await Child.start([sys.executable, __file__, "--serve", json.dumps(fields), *flags], log)
+    argv = [sys.executable, __file__, "--serve", json.dumps(fields), *flags]
+    child = await Child.start(argv, log, {**launched.environment, **os.environ})
     stack.push_async_callback(child.stop, 2)
-    engine = offer.backend.launch(offer, (), (), socket).connect(socket)
+    engine = launched.connect(socket)
     stack.push_async_callback(engine.close)
     while not await engine.is_ready():
         assert child.exit_code is None, log.read_text()[-3000:]
@@ -197,6 +199,7 @@ async def compare(name: str, options: argparse.Namespace) -> None:
                     took[row].append(spent)
                     apart = max(abs(one - other) for one, other in zip(exact, values, strict=True))
                     moved[row] = max(moved[row], apart)
+                    print(f"{row}: {spent[0]:.2f} s, {spent[1]:.2f} s of CPU, moved {apart:.2g}", flush=True)
         memory = {row: causal_lm.rss_mib(pid)[0] for row, (_, pid, _) in running.items()}
     base = took["as rerankd starts it"]
     rate = options.documents / statistics.median(wall for wall, _ in base)
