@@ -62,7 +62,6 @@ _CAUSAL: dict[str, Changes] = {
     },
     "weights not repacked": {"no_extra_bufts": True},
     "file not memory-mapped": {"load_mode": "NONE"},
-    "no prompt cache": {"cache_prompt": False, "slot_prompt_similarity": 0.0},
     "1 thread more": {"--threads": +1},
 }
 _ENCODER: dict[str, Changes] = {
