@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rerankd import processes
 from rerankd.backends.openvino import module_head, shapes
 from rerankd.backends.openvino.architectures import DECODERS
 from rerankd.backends.openvino.layers import MASKED, Node
@@ -146,6 +147,8 @@ class TokenModel(CausalModel):
             prefix = self._extended(prefix, own, read)
             rows = self._request.get_output_tensor(0).data[0]
             found |= {int(at): row.copy() for at, row in zip(here, rows, strict=False)}
+            if start > _LONG:
+                processes.give_back()  # each part has another shape, and leaves its memory behind
             pause()
         self._forget(prefix.tokens)
         return np.stack([found[int(at)] for at in wanted])
