@@ -6,6 +6,7 @@ prompt whose control tokens the tokenizer reads. Needs PyTorch and Pillow: `make
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import shutil
@@ -13,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -24,6 +26,7 @@ from tokenizers import Tokenizer
 
 import checkpoints
 import hostile_images
+from rerankd.api.app import create_app
 from rerankd.backends.torch.vision import patches
 from rerankd.config import Settings
 from rerankd.content import Content, Document, Image, ImageInput
@@ -295,3 +298,29 @@ async def test_pixels_count_as_tokens(reranker: Reranker) -> None:
     small, large = [(await reranker.rerank("a", [shown(picture(*size, 1), text="b")])).tokens
                     for size in ((64, 64), (192, 192))]  # fmt: skip
     assert small == text + 2 + 4 and large == text + 2 + 36
+
+
+async def test_a_request_over_http_gets_scores_and_the_reason_of_a_damaged_image(reranker: Reranker) -> None:
+    data = base64.b64encode(picture(64, 64, 1)).decode()
+    documents = [
+        {"image": f"data:image/png;base64,{data}"},
+        {"text": "b", "image": data},
+        "c",
+        {"image": data[:80]},
+    ]
+    transport = httpx.ASGITransport(create_app(reranker=reranker))
+    async with httpx.AsyncClient(transport=transport, base_url="http://here", timeout=60) as client:
+        answer = await client.post("/v1/rerank", json={"query": {"image": data}, "documents": documents})
+    assert answer.status_code == 200, answer.text
+    said = answer.json()
+    assert [row["index"] for row in said["results"]][-1] == 3 and len(said["results"]) == 4
+    (error,) = said["meta"]["errors"]
+    assert error["index"] == 3 and "can't be decoded" in error["reason"]
+
+
+async def test_a_text_beside_images_is_truncated_and_images_are_not(reranker: Reranker) -> None:
+    wide = picture(256, 160, 1)
+    long = await reranker.rerank("a", [shown(wide, text="bread " * 5000), shown(*[wide] * 110), "b"])
+    assert long.truncated == (0,)
+    ((at, reason),) = [(one.index, one.reason) for one in long.errors]
+    assert at == 1 and "more tokens than the model can read" in reason
