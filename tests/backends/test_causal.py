@@ -48,16 +48,16 @@ class Sums(Prefixing):
         return count
 
     def empty(self, tokens: int) -> Prefix:
-        return Prefix(np.zeros((tokens, 1, 1, 1), np.float32), 0)
+        return Prefix(np.zeros((1, tokens, 1, 1), np.float32), 0)
 
     def extend(self, prefix: Prefix, own: Any) -> Prefix:
         start, end = prefix.tokens, prefix.tokens + len(own)
         self.calls.append(("prefix", start, len(own)))
-        prefix.held[start:end, 0, 0, 0] = own * np.arange(start, end)
+        prefix.held[0, start:end, 0, 0] = own * np.arange(start, end)
         return Prefix(prefix.held, end)
 
     def forward(self, prefix: Prefix, own: Any, lengths: Any) -> Any:
-        start, base = prefix.tokens, prefix.held[: prefix.tokens].sum()
+        start, base = prefix.tokens, prefix.held[:, : prefix.tokens].sum()
         self.calls.append(("score", start, own.size))
         places = np.arange(own.shape[1])
         return base + (own * (start + places) * (places < lengths[:, None])).sum(1).astype(np.float32)
@@ -214,11 +214,15 @@ def test_a_prefix_of_another_query_or_one_token_late_is_seen() -> None:
     assert model.forward(right, own, lengths)[0] == pytest.approx(wanted, abs=BOUND)
     other = whole[:90].copy()
     other[80:90] = whole[70:80]
-    held = right.held[:90]
+    held = right.held[:, :90]
+
+    def moved(rows: Any) -> Prefix:
+        return Prefix(np.pad(rows, ((0, 0), (0, 96 - rows.shape[1]), (0, 0), (0, 0))), rows.shape[1])
+
     wrong = [
         model.extend(model.empty(90), other),
-        *(Prefix(np.resize(rows, (96, *rows.shape[1:])), len(rows)) for rows in (held[1:], held[:-1])),
-        right._replace(held=right.held[:, ::-1]),
+        *(moved(rows) for rows in (held[:, 1:], held[:, :-1])),
+        right._replace(held=right.held[::-1]),
     ]
     for one in wrong:
         assert abs(model.forward(one, own, lengths)[0] - wanted) > SEEN

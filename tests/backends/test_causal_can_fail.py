@@ -138,3 +138,19 @@ def test_a_window_counts_the_tokens_of_the_text_not_the_padding_of_its_prefix() 
     """3 tokens of prefix in 4 places; a token sees itself and 2 tokens before it."""
     seen = mask(3, 4, 3, window=2) > MASKED
     assert seen.astype(int).tolist() == [[0, 1, 1, 0, 1, 0, 0], [0, 0, 1, 0, 1, 1, 0], [0, 0, 0, 0, 1, 1, 1]]
+
+
+def test_keys_leave_the_graph_before_later_layers_are_computed(tmp_path: Path) -> None:
+    """Or the memory of a long text grows with the number of layers (see decoder.py)."""
+    model = CausalModel(copied("llama", tmp_path), (7, 9), threads=1)
+    infos = [node.get_rt_info() for node in model._compiled.get_runtime_model().get_ordered_ops()]
+
+    def places(kind: str) -> list[int]:
+        return sorted(
+            int(one["execOrder"].astype(str)) for one in infos if one["layerType"].astype(str) == kind
+        )
+
+    outputs, products = places("Output"), places("FullyConnected")
+    assert (len(outputs), len(products)) == (2 * 4 + 1, 7 * 4)
+    for layer in range(3):
+        assert outputs[2 * layer + 1] < products[7 * (layer + 1)]

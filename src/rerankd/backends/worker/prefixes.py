@@ -20,8 +20,8 @@ from rerankd.scoring.engine_input import Ids, Input, Question
 
 
 class Prefix(NamedTuple):
-    """The keys and values of the first `tokens` tokens of a text: rows of `held` [tokens or more, 2 · layers,
-    heads, n], which may have room for further ones."""
+    """The keys and values of the first `tokens` tokens of a text, in turns: `held` [2 · layers, tokens or
+    more, heads, n], which may have room for further ones."""
 
     held: NDArray[np.float32]
     tokens: int
@@ -165,7 +165,7 @@ def _extended(model: PrefixedModel, prefix: Prefix, ids: Ids, pause: Pause) -> P
     if not len(ids):
         return prefix
     longer = model.empty(prefix.tokens + len(ids))
-    longer.held[: prefix.tokens] = prefix.held[: prefix.tokens]
+    longer.held[:, : prefix.tokens] = prefix.held[:, : prefix.tokens]
     longer = longer._replace(tokens=prefix.tokens)
     while len(ids):
         count = part(model.tokens_a_pass, longer.tokens)
