@@ -13,8 +13,8 @@ texts), and head size n:
     last        i64 [B, R]                  indexes of the R tokens of each text whose states are read
     prefix.N    f32 [P, kv heads, n]        keys and values in turns, N from 0 to 2 · layers - 1
 
-Outputs: the keys and values of text 0, likewise [T, kv heads, n], then what the head makes of the states that are
-read, such as a score f32 [B].
+Outputs: the keys and values of text 0, likewise [T, kv heads, n], then what the head makes of the
+states that are read, such as a score f32 [B].
 
 Each layer has inputs and outputs of its own, and the head comes last, because of OpenVINO's memory: it gives
 tensors whose lifetimes do not overlap the same block. A block that a key keeps to the end is lost for the
