@@ -33,7 +33,6 @@ EXCEPTIONS = {
         "backends/openvino/architectures/__init__.py": "the name of an architecture",
         "backends/openvino/architectures/llama.py": "the name of an architecture",
         "backends/openvino/backend.py": "the name of an architecture",
-        "backends/openvino/decoder.py": "imports llama_rope.py of formats/",
         "backends/torch/architectures/__init__.py": "the name of an architecture",
         "backends/torch/architectures/llama.py": "the name of an architecture",
         "backends/torch/architectures/qwen.py": "the name of an architecture",
