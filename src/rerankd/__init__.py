@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rerankd.api.app import create_app, lifespan
     from rerankd.api.routes import router
     from rerankd.config import Settings
+    from rerankd.content import Document, Image
     from rerankd.cross_encoder import AsyncCrossEncoder, CrossEncoder
     from rerankd.service import Reranker
     from rerankd.sync_reranker import SyncReranker
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncCrossEncoder",
     "CrossEncoder",
+    "Document",
+    "Image",
     "Reranker",
     "Settings",
     "SyncReranker",
@@ -33,6 +36,8 @@ __all__ = [
 _HOMES = {
     "AsyncCrossEncoder": "rerankd.cross_encoder",
     "CrossEncoder": "rerankd.cross_encoder",
+    "Document": "rerankd.content",
+    "Image": "rerankd.content",
     "create_app": "rerankd.api.app",
     "lifespan": "rerankd.api.app",
     "router": "rerankd.api.routes",

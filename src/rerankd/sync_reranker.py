@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn, Self, TypeVar
 
 from rerankd.config import Settings
+from rerankd.content import Content
 from rerankd.domain import RerankResult
 from rerankd.engine_owner import check_process
 from rerankd.errors import Misuse
@@ -78,7 +79,7 @@ class SyncReranker:
             self._end()
         self._is_closed = True
 
-    def rerank(self, query: str, documents: Sequence[str], **options: Any) -> RerankResult:
+    def rerank(self, query: Content, documents: Sequence[Content], **options: Any) -> RerankResult:
         """Rank `documents` by relevance to `query`. `options` are RerankRequest's fields."""
         return self.run(lambda reranker: reranker.rerank(query, documents, **options))
 
