@@ -94,6 +94,7 @@ def test_show_and_list_agree_about_the_built_in_model(tmp_path: Path, home: Path
     """`show` reported "not on this machine" although `list` listed it, and named a command with blanks."""
     absent = cli(tmp_path, "show", "builtin:e5")
     assert "not on this machine; to get it: rerankd pull builtin:e5" in absent
+    assert "max_length 512 tokens" in absent
     for name in ("builtin:e5", "e5"):
         assert "scored as an embedding model: " in cli(home, "show", name)
 
