@@ -22,7 +22,6 @@ from rerankd.cli import completion
 from rerankd.cli.output import Config, say
 from rerankd.cli.progress_bar import progress
 from rerankd.cli.setting_options import of_backends, takes
-from rerankd.hub.store import Store
 
 if TYPE_CHECKING:
     from rerankd.api.server import Server
@@ -60,6 +59,8 @@ def serve(
     flags = {name: tuple(one) if isinstance(one, list) else one for name, one in flags.items() if one != []}
     early = _handle_early_signals()
     settings = config.from_machine(flags, config_file)
+    from rerankd.hub.store import Store
+
     log = Store(settings.home).server_log(settings.port)
     logs.configure(settings.log_level, settings.log_format, log)
     try:

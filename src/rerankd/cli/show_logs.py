@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -14,7 +14,9 @@ from rerankd import config, server_records
 from rerankd.cli.output import Config, say
 from rerankd.cli.tables import printable
 from rerankd.errors import UnknownModel
-from rerankd.hub.store import Store
+
+if TYPE_CHECKING:
+    from rerankd.hub.store import Store
 
 _LOOK_EVERY_S = 0.25
 _BLOCK_BYTES = 64 * 2**10
@@ -36,6 +38,8 @@ def logs(
 
     Of the engines' logs, it shows those that have changed since the server started.
     """
+    from rerankd.hub.store import Store
+
     store = Store(config.from_machine({}, config_file).home)
     files = _chosen(store, model)
     if not files:
