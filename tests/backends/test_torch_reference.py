@@ -222,7 +222,7 @@ def colbert(folder: Path) -> Path:
     return folder
 
 
-async def test_a_late_interaction_model_without_a_graph_has_the_librarys_values(tmp_path: Path) -> None:
+async def test_a_late_interaction_model_without_a_graph_has_the_values_of_the_library(tmp_path: Path) -> None:
     from sentence_transformers import MultiVectorEncoder
 
     folder = colbert(tmp_path / "model")
