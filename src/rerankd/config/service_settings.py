@@ -69,6 +69,13 @@ class FixedSettings(Options):
         le=2**20,
         description="maximum open connections; if not set, derived from the limit of open files (ulimit -n)",
     )
+    max_image_pixels: int = Field(
+        50_000_000,
+        ge=1024,
+        le=2**31,
+        description="maximum pixels of one image; the engine takes up to 16 bytes of memory for each while it "
+        "decodes the image",
+    )
     log_format: LogFormat = Field("text", description="format of the log: text, or json (one object a line)")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="lowest severity that is logged: debug, info, warning or error"
@@ -121,13 +128,6 @@ class LiveSettings(Options):
     image_urls: bool = Field(
         False,
         description="fetch images that requests name by URL; only from public addresses, without a proxy",
-    )
-    max_image_pixels: int = Field(
-        50_000_000,
-        ge=1024,
-        le=2**31,
-        description="maximum pixels of one image; the engine takes up to 8 bytes of memory for each while it "
-        "decodes the image",
     )
     max_requests: int = Field(
         256, ge=1, le=100_000, description="maximum requests queued or in progress; more get status 429"
