@@ -73,8 +73,8 @@ class FixedSettings(Options):
         50_000_000,
         ge=1024,
         le=2**31,
-        description="maximum pixels of one image; the engine takes up to 16 bytes of memory for each while it "
-        "decodes the image",
+        description="maximum pixels of one image; the engine takes up to 16 bytes of memory for each while "
+        "it decodes the image",
     )
     log_format: LogFormat = Field("text", description="format of the log: text, or json (one object a line)")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
