@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from rerankd.domain import RerankRequest, RerankResult
 from rerankd.errors import RerankdError
 from rerankd.service import Reranker
+from rerankd.serving import request_checks
 from rerankd.serving.admission import ANONYMOUS, Client
 
 # Enough short requests to fill the batches of an engine, and far below the queue's limit of requests.
@@ -32,7 +33,7 @@ async def answer_each(
     models like those of any client, at most `_MOST_AT_ONCE` of them at a time. Raises InvalidRequest if
     together they have more documents than one request may have.
     """
-    reranker.check_count(sum(len(request.documents) for request in requests))
+    request_checks.check_count(sum(len(request.documents) for request in requests), reranker.settings)
     since = time.monotonic()
     ends = since + min(timeout_s or math.inf, reranker.settings.request_timeout_s)
     turns = asyncio.Semaphore(_MOST_AT_ONCE)

@@ -18,21 +18,13 @@ from rerankd.backends.base import Engine
 from rerankd.config import Settings
 from rerankd.content import Content
 from rerankd.domain import RerankRequest, RerankResult
-from rerankd.errors import (
-    ConfigError,
-    EngineError,
-    EngineTimeout,
-    EngineUnavailable,
-    InvalidRequest,
-    Misuse,
-    Stopping,
-)
+from rerankd.embedding import EmbedRequest, EmbedResult, finished
+from rerankd.errors import ConfigError, InvalidRequest, Misuse, Stopping
 from rerankd.metrics import Metrics
 from rerankd.process.states import Status
-from rerankd.scoring import deduplicate
 from rerankd.scoring.deduplicate import UniqueTexts
 from rerankd.scoring.result import Scored, ranked
-from rerankd.serving import metric_readings, request_images
+from rerankd.serving import metric_readings, request_checks, request_images
 from rerankd.serving.admission import ANONYMOUS, Client
 from rerankd.serving.document_scores import Budget, nothing_scored, score_documents, texts_to_score
 from rerankd.serving.prepare_model import Model
@@ -40,6 +32,7 @@ from rerankd.serving.queue import QueuedRequest
 from rerankd.serving.registry import ModelRegistry
 from rerankd.serving.scheduler import WEIGHTS
 from rerankd.serving.served_model import ServedModel
+from rerankd.serving.text_embeddings import distinct_texts, embed_texts
 
 NOT_STARTED = (
     "This Reranker has not been started. Use `async with Reranker() as reranker:`, or call "
@@ -167,7 +160,7 @@ class Reranker:
         started = time.perf_counter()
         since = time.monotonic() if since is None else since
         self._check_started()
-        self._check_request(request)
+        request_checks.check(request, self.settings)
         timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
         timeout_s = await self.registry.setup.wait_until_read(request.model, timeout_s)
         served = self.registry.find(request.model)
@@ -229,7 +222,7 @@ class Reranker:
         except TimeoutError:
             if latest < ends and not is_loaded:
                 return nothing_scored(texts)
-            raise self._too_late(served, timeout_s) from None
+            raise request_checks.too_late(served, timeout_s, self.metrics) from None
 
     async def answer_all(
         self,
@@ -242,14 +235,56 @@ class Reranker:
         documents, and one deadline. Raises what `answer` raises."""
         if len(requests) == 1:
             return [await self.answer(requests[0], timeout_s=timeout_s, client=client)]
-        self.check_count(sum(len(request.documents) for request in requests))
+        request_checks.check_count(sum(len(one.documents) for one in requests), self.settings)
         timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
                 since = time.monotonic()  # one time budget for all
                 return [await self.answer(request, client=client, since=since) for request in requests]
         except TimeoutError:
-            raise self._too_late(self.registry.find(requests[0].model), timeout_s) from None
+            served = self.registry.find(requests[0].model)
+            raise request_checks.too_late(served, timeout_s, self.metrics) from None
+
+    async def embed(self, texts: Sequence[str], **options: Any) -> EmbedResult:
+        """Return the vectors of texts, by an embedding model. `options` are EmbedRequest's fields. Raises
+        InvalidRequest for an invalid request, and what `answer` raises."""
+        if isinstance(texts, str | bytes | Mapping):
+            raise InvalidRequest(f"texts is a {type(texts).__name__}, but must be a list of strings.")
+        return await self.answer_embedding(EmbedRequest(tuple(texts), **options))
+
+    async def answer_embedding(
+        self,
+        request: EmbedRequest,
+        *,
+        timeout_s: float | None = None,
+        client: Client = ANONYMOUS,
+    ) -> EmbedResult:
+        """Process a request for vectors. Raises what `answer` raises."""
+        started = time.perf_counter()
+        self._check_started()
+        request_checks.check_texts(request.texts, "Text", self.settings)
+        timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
+        timeout_s = await self.registry.setup.wait_until_read(request.model, timeout_s)
+        served = self.registry.find(request.model)
+        texts = distinct_texts(request, served)
+        size_bytes = sum(map(sys.getsizeof, request.texts))
+        with served.queue.admit(client, len(request.texts), size_bytes) as queued:
+            try:
+                async with asyncio.timeout(timeout_s), self.registry.use(served, request.keep_alive_s):
+                    loaded = time.perf_counter()
+                    found = await embed_texts(request, served, texts, queued)
+            except TimeoutError:
+                raise request_checks.too_late(served, timeout_s, self.metrics) from None
+        return EmbedResult(
+            model=request.model or served.name,
+            vectors=finished(found.vectors, request),
+            tokens=found.tokens,
+            cached_tokens=found.cached_tokens,
+            truncated=found.truncated,
+            warnings=served.model.resolution.warnings + served.self_test.doubts,
+            load_s=loaded - started,
+            total_s=time.perf_counter() - started,
+        )
 
     def _check_started(self) -> None:
         if self.registry.owner is None:
@@ -257,44 +292,3 @@ class Reranker:
         self.registry.owner.check()
         if self._is_closed:
             raise Stopping("This Reranker is closed. Use it inside its block, or create a new one.")
-
-    def _check_request(self, request: RerankRequest) -> None:
-        if deduplicate.is_blank(request.query):
-            raise InvalidRequest("The query is empty. Send the question that the documents should answer.")
-        if not request.documents:
-            raise InvalidRequest("The list of documents is empty. Send at least one document.")
-        self.check_count(len(request.documents))
-        most = self.settings.max_document_characters
-        for at, text in enumerate(request.documents):
-            if len(text) > most:
-                raise InvalidRequest(
-                    f"Document {at} has {len(text)} characters; the limit is {most}. Send it in parts, "
-                    "or raise max_document_characters."
-                )
-
-    def check_count(self, documents: int) -> None:
-        """Raise InvalidRequest if these are more documents than one request may have."""
-        most = self.settings.max_documents
-        if documents > most:
-            raise InvalidRequest(
-                f"The request has {documents} documents; the limit is {most}. Send them in several requests, "
-                "or raise max_documents."
-            )
-
-    def _too_late(self, served: ServedModel, timeout_s: float) -> EngineError:
-        """The error of a request that exceeded its deadline. Its engine, if it had one, is checked."""
-        self.metrics.deadlines.inc()
-        state = served.state
-        if state.engine is None:
-            why = f" {state.error.message}" if state.error is not None else ""
-            if state.phase == "unloaded":
-                why = f" {served.name} is waiting for memory that other models use."
-            return EngineUnavailable(
-                f"No engine was ready within the request's deadline of {timeout_s:g} s.{why}",
-                retry_after_s=max(math.ceil(state.until - time.monotonic()), 1),
-            )
-        served.suspect()
-        return EngineTimeout(
-            f"The request exceeded its deadline of {timeout_s:g} s. Send fewer or shorter documents, "
-            "or raise request_timeout_s."
-        )

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, Self, TypeVar
 from rerankd.config import Settings
 from rerankd.content import Content
 from rerankd.domain import RerankResult
+from rerankd.embedding import EmbedResult
 from rerankd.engine_owner import check_process
 from rerankd.errors import Misuse
 from rerankd.service import Reranker
@@ -82,6 +83,10 @@ class SyncReranker:
     def rerank(self, query: Content, documents: Sequence[Content], **options: Any) -> RerankResult:
         """Rank `documents` by relevance to `query`. `options` are RerankRequest's fields."""
         return self.run(lambda reranker: reranker.rerank(query, documents, **options))
+
+    def embed(self, texts: Sequence[str], **options: Any) -> EmbedResult:
+        """Return the vectors of texts. `options` are EmbedRequest's fields."""
+        return self.run(lambda reranker: reranker.embed(texts, **options))
 
     def run(self, work: Callable[[Reranker], Coroutine[Any, Any, T]]) -> T:
         """Call `work` with the Reranker, in its event loop, and return what it returns."""

@@ -9,6 +9,7 @@ import httpx
 
 from rerankd.backends.base import Batch, Engine, RawScores
 from rerankd.backends.token_vectors import KeptVectors
+from rerankd.embedding import Vectors
 from rerankd.errors import EngineError, EngineUnavailable
 from rerankd.scoring.engine_input import NONE, Frame, Ids
 
@@ -45,6 +46,9 @@ class Upstream:
 
     async def ends(self, texts: Sequence[str]) -> list[Ids]:
         return [NONE] * len(texts)
+
+    async def embed(self, batch: Batch) -> Vectors:
+        raise EngineError("This server computes no vectors.")
 
     async def score(self, batch: Batch) -> RawScores:
         texts = defaultdict[str, list[str]](list)

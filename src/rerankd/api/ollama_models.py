@@ -131,7 +131,7 @@ async def show(request: Request) -> Response:
             f"{architecture}.embedding_length": metadata.embedding_length,
             f"{architecture}.block_count": metadata.block_count,
         },
-        "capabilities": ["rerank"],
+        "capabilities": ["rerank", *(("embedding",) if recipe.method == "embedding" else ())],
         "modified_at": _changed(served),
     }
     return json_response(body)

@@ -6,7 +6,18 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from rerankd.api import admin, batch, catalog, health, limits, models, ollama_models, openapi, status
+from rerankd.api import (
+    admin,
+    batch,
+    catalog,
+    embeddings,
+    health,
+    limits,
+    models,
+    ollama_models,
+    openapi,
+    status,
+)
 from rerankd.api.auth import refusal
 from rerankd.api.body import read_json
 from rerankd.api.client import client_of
@@ -76,7 +87,7 @@ def all_routes() -> APIRouter:
     for dialect in shown:
         _add(found, dialect.own_paths, f"Rank documents, in the dialect of {dialect.title}", dialect)
     # After the others, because FastAPI tries all routes in order: 20 of them take 0.1 ms.
-    for part in (batch, admin, catalog, health, models, ollama_models, status):
+    for part in (batch, embeddings, admin, catalog, health, models, ollama_models, status):
         found.include_router(part.router)
     return found
 

@@ -2,7 +2,6 @@
 
 A backend starts engines from a model's files; an engine computes scores. No code outside a backend's folder
 uses its name: other code iterates over the table in table.py.
-
 llama.cpp caches a prompt prefix, so batches of one query follow each other. OpenVINO tests bf16 before the
 first load (`settle`). A listwise model scores a block of documents at once. A late-interaction engine caches
 document vectors by itself. A remote server is an `Engine` without a backend, a model file or a child process.
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from rerankd.backends.options import Options
 from rerankd.backends.safer_steps import Step
 from rerankd.domain import Recipe, Refusal
+from rerankd.embedding import Vectors
+from rerankd.errors import EngineError
 from rerankd.formats.patch import Patch
 from rerankd.process.child import Launch, Running
 from rerankd.scoring.tokenizer import Tokenizer
@@ -219,28 +220,28 @@ class Checkup:
 
 
 class Engine(Running, Tokenizer, Protocol):
-    """The client of one running engine. It only scores: it never sorts, normalizes or truncates. It raises
-    only EngineError. Calls may run concurrently, and cancelling a call stops its computation.
-
-    `about` describes the running engine, or is "" if the offer's title is enough. The Tokenizer methods are
-    called only if `Capabilities.tokenizes` is set. An engine that can't report token ids returns none; the
-    service then truncates nothing. `kept`: the document vectors that it keeps, as of the last call; they are
-    neither used nor added to unless `uses_kept`."""
+    """The client of one running engine. It never sorts, normalizes or truncates, and raises only EngineError.
+    Calls may run concurrently, and cancelling a call stops its computation. `about` describes the running
+    engine, or is "" if the offer's title is enough. The Tokenizer methods are called only if
+    `Capabilities.tokenizes` is set. An engine that can't report token ids returns none; the service then
+    truncates nothing. `kept`: the document vectors that it keeps, as of the last call; they are neither used
+    nor added to unless `uses_kept`."""
 
     about: str
     kept: KeptVectors | None = None
     uses_kept: bool = True
 
     async def score(self, batch: Batch) -> RawScores:
-        """Return the raw score of each input of the batch.
+        """Return the raw score of each input. Raises InputTooLong if an input exceeds max_length, or another
+        EngineError."""
 
-        Raises InputTooLong if an input exceeds max_length, or another EngineError.
-        """
+    async def embed(self, batch: Batch) -> Vectors:
+        """Return the vector of each input as the model computes it: [inputs, width]."""
+        raise EngineError("This engine computes no vectors.")
 
 
 class Backend(Protocol):
     """One way to run models, such as llama.cpp or OpenVINO.
-
     Methods are pure unless their docstring says that they inspect the machine or start a process. `title` is
     the name for use in sentences, `summary` what the backend is good for. `packages` are the packages whose
     versions a benchmark reports. `Options` are the backend's own settings."""
@@ -254,8 +255,7 @@ class Backend(Protocol):
     def Options(self) -> type[Options]: ...
 
     def survey(self, options: Any, home: Path, spec: EngineSpec | None = None) -> Any:
-        """Inspect this machine, for a model if one is given. The result is the input of `offer`. Takes up to
-        a second."""
+        """Inspect this machine, for a model if given, within a second. Returns the input of `offer`."""
 
     def installations(self, options: Any, home: Path) -> Sequence[Installation]:
         """List the backend's engines on this machine. Inspects the machine; takes up to a second."""

@@ -66,6 +66,9 @@ class Settings(ServingSettings, RequestDefaults, LiveSettings, FixedSettings):
     cache_entries: int = Field(
         100_000, ge=0, le=10**8, description="maximum scores in the score cache; 0 disables it"
     )
+    embedding_cache_bytes: int = Field(
+        64 * 2**20, ge=0, le=2**40, description="maximum bytes of the cache of embeddings; 0 disables it"
+    )
 
     @property
     def local_url(self) -> str:

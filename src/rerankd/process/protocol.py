@@ -31,23 +31,33 @@ class EngineClient:
 
     async def post(self, path: str, body: dict[str, Any] | bytes) -> Any:
         """POST JSON, or raw bytes, and return the JSON of the response."""
+        answer = await self._posted(path, body)
+        found = _value(answer)
+        if answer.status != 200:
+            raise self._rejected(answer.status, found)
+        return found
+
+    async def post_binary(self, path: str, body: bytes) -> bytes:
+        """POST raw bytes, and return the bytes of the response."""
+        answer = await self._posted(path, body)
+        if answer.status != 200:
+            raise self._rejected(answer.status, _value(answer))
+        return answer.body
+
+    async def _posted(self, path: str, body: dict[str, Any] | bytes) -> Answer:
         if self._http.is_closed:
             raise EngineUnavailable("The engine was stopped before it received the request. Try again.")
         try:
             if isinstance(body, bytes):
-                answer = await self._http.post(path, body, "application/octet-stream")
-            else:
-                answer = await self._http.post(path, _json(body))
-            found = answer.json()
+                return await self._http.post(path, body, "application/octet-stream")
+            return await self._http.post(path, _json(body))
         except OSError as error:
             raise EngineUnavailable("The engine stopped during the request. Try again.") from error
-        except ValueError as error:
-            raise EngineError("The engine's response is not JSON. See the engine's log.") from error
-        if answer.status != 200:
-            message = found.get("error", found) if isinstance(found, dict) else found
-            message = message.get("message", message) if isinstance(message, dict) else message
-            raise self._error(answer.status, str(message))
-        return found
+
+    def _rejected(self, status: int, found: Any) -> EngineError:
+        message = found.get("error", found) if isinstance(found, dict) else found
+        message = message.get("message", message) if isinstance(message, dict) else message
+        return self._error(status, str(message))
 
     def _error(self, status: int, message: str) -> EngineError:
         """Return the error for a response whose status is not 200."""
@@ -55,6 +65,13 @@ class EngineClient:
 
     async def close(self) -> None:
         self._http.close()
+
+
+def _value(answer: Answer) -> Any:
+    try:
+        return answer.json()
+    except ValueError as error:
+        raise EngineError("The engine's response is not JSON. See the engine's log.") from error
 
 
 def _json(value: dict[str, Any]) -> bytes:

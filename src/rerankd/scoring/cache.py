@@ -18,7 +18,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from rerankd.content import Content
 
@@ -27,6 +27,8 @@ V = TypeVar("V")
 _DIGEST_BYTES = 16
 _SEPARATOR = b"\0"  # texts contain no NUL here (see deduplicate.clean)
 _QUERIES_KEPT = 64
+# A key, a digest, and the objects of an entry of the vector cache.
+_ENTRY_BYTES = 400
 
 
 class CachedScore(NamedTuple):
@@ -37,12 +39,56 @@ class CachedScore(NamedTuple):
     is_truncated: bool
 
 
-class ScoreCache:
-    """Up to `max_entries` raw scores, or none for 0. `model` is a string that identifies everything the
-    scores depend on besides the texts and the engine."""
+class CachedVector(NamedTuple):
+    """The vector of a text, the number of tokens read for it, and whether it was truncated."""
 
-    def __init__(self, max_entries: int, model: str) -> None:
+    vector: Any
+    tokens: int
+    is_truncated: bool
+
+
+class VectorCache:
+    """Vectors of texts, by the cache's keys, up to `max_bytes`; the least recently used is evicted."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.held_bytes = 0
+        self._values: OrderedDict[bytes, CachedVector] = OrderedDict()
+
+    def clear(self) -> None:
+        self._values.clear()
+        self.held_bytes = 0
+
+    def get(self, key: bytes) -> CachedVector | None:
+        known = self._values.get(key)
+        if known is not None:
+            self._values.move_to_end(key)
+        return known
+
+    def put(self, key: bytes, vector: Any, tokens: int, *, is_truncated: bool) -> CachedVector:
+        """Keep a vector, and return it."""
+        # A copy, because a view would keep the whole batch in memory.
+        new = CachedVector(vector.copy(), tokens, is_truncated)
+        if key in self._values:
+            self.held_bytes -= _vector_bytes(self._values.pop(key))
+        self._values[key] = new
+        self.held_bytes += _vector_bytes(new)
+        while self.held_bytes > self.max_bytes:
+            self.held_bytes -= _vector_bytes(self._values.popitem(last=False)[1])
+        return new
+
+
+def _vector_bytes(entry: CachedVector) -> int:
+    return int(entry.vector.nbytes) + _ENTRY_BYTES
+
+
+class ScoreCache:
+    """Up to `max_entries` raw scores, or none for 0, and vectors of up to `vector_bytes`. `model` is a string
+    that identifies everything the scores depend on besides the texts and the engine."""
+
+    def __init__(self, max_entries: int, model: str, vector_bytes: int = 0) -> None:
         self.max_entries = max_entries
+        self.vectors = VectorCache(vector_bytes)
         self._of_model = hashlib.blake2b(model.encode("utf-8", "replace"), digest_size=_DIGEST_BYTES)
         self._model = self._of_model
         self._values: OrderedDict[bytes, CachedScore] = OrderedDict()
@@ -54,6 +100,7 @@ class ScoreCache:
         digest.update(_SEPARATOR + engine.encode("utf-8", "replace"))
         if digest.digest() != self._model.digest():
             self._values.clear()
+            self.vectors.clear()
             self._model = digest
 
     def __len__(self) -> int:
@@ -62,8 +109,10 @@ class ScoreCache:
     def keys(self, question: bytes, texts: Sequence[Content], truncation: str = "") -> list[bytes]:
         """The cache key of each document for a question (see engine_input.Question.key), or an empty list if
         the cache is disabled. `truncation` is a string that identifies how documents are truncated."""
-        if not self.max_entries:
-            return []
+        return self.digests(question, texts, truncation) if self.max_entries else []
+
+    def digests(self, question: bytes, texts: Sequence[Content], truncation: str = "") -> list[bytes]:
+        """The same keys, whether or not the cache is disabled."""
         common = self._model.copy()
         common.update(_SEPARATOR.join((b"", truncation.encode(), question, b"")))
         keys = []

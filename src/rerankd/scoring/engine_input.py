@@ -56,7 +56,8 @@ class Question:
     for models with one type. Questions with the same `key` are identical to an engine. `head` (causal_lm) are
     the ids of the text before the document in its part of the prompt: documents of a question share most of
     them. It is a hint, which changes no score. `pictures`: the images whose tokens are in `before` and
-    `after`; with those of a document, the question is that of this document alone."""
+    `after`; with those of a document, the question is that of this document alone. `embeds`: there is no
+    query, and the engine returns the vector of each input."""
 
     query: str
     instruction: str = ""
@@ -66,6 +67,7 @@ class Question:
     second: int | None = None
     head: Ids = field(default_factory=lambda: NONE)
     pictures: Pictures = NO_PICTURES
+    embeds: bool = False
     key: bytes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,7 +75,7 @@ class Question:
         digest.update(self.pictures.key)
         digest.update(b"\0" + self.instruction.encode("utf-8", "replace"))
         lengths = (len(self.before), len(self.after), len(self.head), self.second)
-        digest.update(b"\0%r" % (lengths,))
+        digest.update(b"\0%r" % (lengths,) + b"\0embeds" * self.embeds)
         for ids in (self.before, self.after, self.ids, self.head):
             digest.update(ids.tobytes())
         object.__setattr__(self, "key", digest.digest())

@@ -49,7 +49,7 @@ class QueuedRequest:
     _waiting: set[int] = field(default_factory=set)
     _at_engine: set[int] = field(default_factory=set)
     _unscored: set[int] = field(default_factory=set)
-    _values: list[float | None] = field(default_factory=list)
+    _values: list[Any] = field(default_factory=list)
     _errors: dict[int, str] = field(default_factory=dict)
     _blocks: dict[int, Block] = field(default_factory=dict)
     _batches: set[_Batch] = field(default_factory=set)
@@ -108,7 +108,7 @@ class QueuedRequest:
         self._batches.add(batch)
         return self._inputs[at]
 
-    def _answer(self, at: int, value: float | None, error: str | None) -> None:
+    def _answer(self, at: int, value: Any, error: str | None) -> None:
         self._at_engine.remove(at)
         self._values[at] = value
         if error is not None:

@@ -17,6 +17,7 @@ from rerankd.metrics import Metrics
 from rerankd.scoring import normalize, self_test
 from rerankd.scoring.engine_input import Ids, Input, Question
 from rerankd.scoring.inputs import Reader
+from rerankd.serving import batch_vectors
 from rerankd.serving.engine_call import EngineCaller, EngineLost, IsWanted, Part, Work, always
 from rerankd.serving.quarantine import REASONS, TTL_S, Fault, Quarantine
 from rerankd.serving.queue_scores import Answer
@@ -119,7 +120,11 @@ class RetryingCaller:
         """The answer, and whether one call has scored all inputs."""
         whole: list[RawScores] = []
 
-        async def each(engine: Engine, part: Sequence[Input]) -> Sequence[tuple[float | None, str | None]]:
+        async def each(engine: Engine, part: Sequence[Input]) -> Sequence[tuple[Any, str | None]]:
+            if any(one.question.embeds for one in part):
+                found = await batch_vectors.answer(engine, part, each)
+                self._running().answered(engine)
+                return found
             answer = await engine.score(Batch(tuple(part)))
             normalize.check_complete(answer.values, answer.errors)
             self._running().answered(engine)

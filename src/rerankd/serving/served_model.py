@@ -60,11 +60,10 @@ class ServedModel:
         self.model = model
         self.name, self.names, self.wanted = model.name, model.names, model.wanted
         self.settings = settings
-        self.cache = ScoreCache(settings.cache_entries, f"{model.fingerprint} {model.recipe!r}")
+        identity = f"{model.fingerprint} {model.recipe!r}"
+        self.cache = ScoreCache(settings.cache_entries, identity, settings.embedding_cache_bytes)
         self.log = store.Store(settings.home).log_of(model.name)
-        self._metrics = metrics
-        self._run_dir = run_dir
-        self._learned = learned
+        self._metrics, self._run_dir, self._learned = metrics, run_dir, learned
         self._vocabulary = ModelVocabulary(model.metadata)
         self.self_test = SelfTest(model, self._vocabulary, learned, lambda: run_dir().socket(), self.log)
         self.caller = RetryingCaller(

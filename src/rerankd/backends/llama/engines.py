@@ -99,8 +99,11 @@ class EmbeddingEngine(LlamaEngine):
         values = (vectors[len(new) :] * np.stack([known[key] for key in keys])).sum(axis=1)
         return RawScores(values.tolist())
 
-    async def _embed(self, inputs: Sequence[Ids]) -> Vector:
-        body = {"input": [ids.tolist() for ids in inputs], "encoding_format": "base64"}
+    async def embed(self, batch: Batch) -> Vector:
+        return await self._embed([one.whole for one in batch.inputs], embd_normalize=-1)
+
+    async def _embed(self, inputs: Sequence[Ids], **how: int) -> Vector:
+        body = {"input": [ids.tolist() for ids in inputs], "encoding_format": "base64", **how}
         answer = await self.compute("/v1/embeddings", body)
         with in_shape():
             rows = {row["index"]: row["embedding"] for row in answer["data"]}

@@ -10,6 +10,7 @@ import numpy as np
 from rerankd.backends.base import Batch, Engine, RawScores
 from rerankd.backends.token_vectors import KeptVectors
 from rerankd.backends.worker import protocol
+from rerankd.embedding import Vectors
 from rerankd.errors import EngineError, InputTooLong
 from rerankd.process.protocol import EngineClient
 from rerankd.scoring.block_scores import Block
@@ -59,6 +60,13 @@ class WorkerEngine(EngineClient, Engine):
         except ValueError as error:
             raise EngineError(f"The engine's vectors can't be read: {error!r}.") from error
         return RawScores(answer["values"], block=Block(np.stack(documents), query))
+
+    async def embed(self, batch: Batch) -> Vectors:
+        data = await self.post_binary("/embed", protocol.render(batch.inputs))
+        try:
+            return protocol.parse_embeddings(data, len(batch.inputs))
+        except ValueError as error:
+            raise EngineError(f"The engine's vectors can't be read: {error}.") from error
 
     def _error(self, status: int, message: str) -> EngineError:
         if status == 413:

@@ -29,6 +29,7 @@ from rerankd.scoring.block_scores import Vectors
 from rerankd.scoring.engine_input import Ids, Input, Pictures, Question
 
 _INT32, _FLOAT32 = np.dtype("<i4"), np.dtype("<f4")
+BINARY = "application/octet-stream"
 
 
 class DeviceLost(RuntimeError):
@@ -118,6 +119,16 @@ def parse_vectors(text: str, count: int) -> Vectors:
 def _ends(sizes: Sequence[int], start: int) -> Iterable[tuple[int, int]]:
     """Each size, and where the part of this size ends, if the first one begins at `start`."""
     return zip(sizes, (start + end for end in accumulate(sizes)), strict=True)
+
+
+def render_embeddings(vectors: Vectors) -> bytes:
+    """Encode vectors [inputs, width] as the response of `POST /embed`."""
+    return vectors.astype(_FLOAT32, copy=False).tobytes()
+
+
+def parse_embeddings(data: bytes, count: int) -> Vectors:
+    """Parse the vectors of `count` inputs. Raises ValueError."""
+    return np.frombuffer(data, _FLOAT32).reshape(count, -1)
 
 
 def _input(question: Question, ids: Ids) -> Input:

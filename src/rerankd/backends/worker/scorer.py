@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from rerankd.backends.token_vectors import KeptVectors, TokenVectors
+from rerankd.backends.worker import prefixes
 from rerankd.backends.worker.compute_lock import ComputeLock
 from rerankd.backends.worker.images import ImageReader
 from rerankd.backends.worker.late_interaction import MaxSim
@@ -91,6 +92,16 @@ class Scorer:
             # The next batch starts while a device computes the last pass of this one.
             rows = wait()
             return plan.finish(rows), rows[0] if plan.is_block else None
+
+    def embed(self, inputs: Sequence[Input], check: Callable[[], None] = never) -> Vectors:
+        """Return the vector of each input, not normalised: [inputs, width]. Raises as `score` does, and
+        InvalidBatch if the network computes no vectors of texts."""
+        if not isinstance(self._method, Cosines):
+            raise InvalidBatch("this model computes no vectors of texts")
+        with self.lock.working():
+            with self.lock.held():
+                wait = self._started(prefixes.readings(inputs), check)
+            return np.stack(wait())
 
     def _started(self, readings: Sequence[Reading], check: Callable[[], None]) -> Callable[[], list[Vectors]]:
         """Start all passes. The result waits for the last ones and returns what the network computes for each

@@ -7,6 +7,7 @@
                             (see protocol.py), in order; what the engine keeps (see token_vectors.py),
                             or null; the vectors of a block, or null; by index why an input has no score.
                             /score?anew neither uses the kept documents nor adds to them
+    POST /embed             the vector of each input, in order, as float32, little-endian (see protocol.py)
 
 An error is {"error": message}: 413 for an input longer than max_length, 400 for an invalid body, and 500 for
 anything else. The computation for a caller stops when it disconnects.
@@ -71,14 +72,19 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
         url = urlsplit(self.path)
-        if url.path != "/score":
+        if url.path not in ("/score", "/embed"):
             self._answer(404, {"error": f"{self.path} does not exist"})
             return
+        scorer = self.server.scorer
         try:
             inputs, errors = protocol.parse(body), dict[int, str]()
-            if (images := self.server.scorer.images) is not None:
+            if url.path == "/embed":
+                vectors = scorer.embed(inputs, self._check)
+                self._send(200, protocol.render_embeddings(vectors), protocol.BINARY)
+                return
+            if (images := scorer.images) is not None:
                 inputs, errors = images.decoded(inputs)
-            values, rows = self.server.scorer.answer(inputs, self._check, anew=url.query == "anew")
+            values, rows = scorer.answer(inputs, self._check, anew=url.query == "anew")
         except ConnectionError:
             raise
         except InputTooLong as error:
@@ -92,9 +98,9 @@ class _Handler(BaseHTTPRequestHandler):
             traceback.print_exc()
             self._answer(500, {"error": f"{type(error).__name__}: {error}"})
         else:
-            kept = self.server.scorer.kept
-            vectors = protocol.render_vectors(rows) if rows is not None else None
-            answer = {"values": spread(values, errors), "kept": kept and asdict(kept), "vectors": vectors}
+            kept = scorer.kept
+            block = protocol.render_vectors(rows) if rows is not None else None
+            answer = {"values": spread(values, errors), "kept": kept and asdict(kept), "vectors": block}
             self._answer(200, {**answer, "errors": errors})
 
     def _check(self) -> None:
@@ -104,9 +110,11 @@ class _Handler(BaseHTTPRequestHandler):
                 raise ConnectionAbortedError("the caller has disconnected")
 
     def _answer(self, status: int, value: dict[str, Any]) -> None:
-        data = json.dumps(value).encode()
+        self._send(status, json.dumps(value).encode(), "application/json")
+
+    def _send(self, status: int, data: bytes, content_type: str) -> None:
         self.send_response(status)
-        self.send_header("content-type", "application/json")
+        self.send_header("content-type", content_type)
         self.send_header("content-length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
