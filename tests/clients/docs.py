@@ -24,6 +24,7 @@ a container, `localhost` is the container. For other machines, start it with a k
 rerankd serve --host 0.0.0.0 --api-key choose-one
 ```
 
+- **Behind llama-swap**: `cmd: rerankd serve MODEL --port ${PORT}`, with `checkEndpoint: /ready`.
 - **Model name**: any, while one model is served. With `strict_model_names`, other names are an error.
 - **`KEY`** is the server's `api_key`. Without one, leave the field empty, or type any word if it is required.
 - **Scores** are from 0 to 1 and never stretched to fill that range. Older versions of Dify's provider (its

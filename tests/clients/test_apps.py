@@ -116,6 +116,24 @@ def weaviate(answer: Any) -> Rows:
     return [(index, row["score"]) for index, row in enumerate(answer["scores"])]
 
 
+def elasticsearch(answer: Any) -> Rows:
+    """Fails on a field that it does not know."""
+    assert all(set(row) <= {"index", "score", "text"} for row in answer)
+    return bare_list(answer)
+
+
+def opensearch(answer: Any) -> Rows:
+    """Casts each score to a float, which fails for a whole number, and needs one for every document."""
+    assert all(type(score) is float for _, score in results(answer))
+    return open_webui(answer)
+
+
+def langchain4j(answer: Any) -> Rows:
+    """Takes the tokens from Cohere's billed units."""
+    assert answer["meta"]["billed_units"]["search_units"] > 0
+    return open_webui(answer)
+
+
 def nvidia(answer: Any) -> Rows:
     """Reads logits, that is, raw scores; the model's normalization is a sigmoid."""
     return [(row["index"], 1 / (1 + math.exp(-row["logit"]))) for row in answer["rankings"]]
@@ -278,6 +296,33 @@ APPS = [
         top=2,
     ),
     App("LangChain4j, VoyageAiScoringModel", _ASKED, voyage),
+    App("Elasticsearch, service hugging_face", {**_TEI, "return_text": False, "top_n": _ALL}, elasticsearch),
+    App("Elasticsearch, service hugging_face: with texts", {**_TEI, "return_text": True}, elasticsearch),
+    App("OpenSearch, connector", {**_ASKED, "top_n": _ALL}, opensearch),
+    App("Weaviate, reranker-cohere", {**_ASKED, "return_documents": False}, open_webui),
+    App("Milvus, vllm", _PLAIN, open_webui),
+    App("Milvus, tei", {**_TEI, "truncate": True, "truncation_direction": "Right"}, bare_list),
+    App("LangChain4j, CohereScoringModel", _ASKED, langchain4j),
+    App("LangChain4j, JinaScoringModel", {**_ASKED, "return_documents": False}, ragflow),
+    App("Bifrost, vllm", {**_ASKED, "top_n": 3, "max_tokens_per_doc": 512, "priority": 0}, openrouter, top=3),
+    App(
+        "LiteLLM, hosted_vllm since 2026-09",
+        {
+            **_ASKED,
+            "top_n": 3,
+            "return_documents": True,
+            "truncate_prompt_tokens": -1,
+            "truncation_side": "right",
+            "max_tokens_per_query": 256,
+        },
+        with_text,
+        top=3,
+    ),
+    App("Hindsight, tei", {**_TEI, "return_text": False}, bare_list),
+    App("Hindsight, cohere", {**_ASKED, "return_documents": False}, open_webui),
+    App("OpenViking", _ASKED),
+    App("MemMachine", {**_ASKED, "top_n": _ALL}),
+    App("n8n, universal reranker", {**_ASKED, "top_n": 2, "return_documents": False}, top=2),
 ]
 
 
