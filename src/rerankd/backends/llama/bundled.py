@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--embedding", action="store_true")
     flags.add_argument("--pooling", choices=["none", "mean", "cls", "last", "rank"])
     flags.add_argument("--no-cache-idle-slots", action="store_true")
+    flags.add_argument("--no-repack", action="store_true")
     flags.add_argument("--no-webui", action="store_true")
     return flags
 
@@ -51,6 +52,7 @@ def params(options: argparse.Namespace) -> Any:
     p.cpuparams.n_threads = p.cpuparams_batch.n_threads = options.threads
     p.n_threads_http = options.threads_http
     p.n_gpu_layers = options.n_gpu_layers
+    p.no_extra_bufts = options.no_repack
     p.cache_ram_mib = options.cache_ram
     p.cache_idle_slots = not options.no_cache_idle_slots
     flash = llama.llama_flash_attn_type
