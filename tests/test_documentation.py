@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
 import shlex
@@ -63,11 +64,12 @@ CURLS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def url(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@contextlib.contextmanager
+def serving(model: str, home: Path) -> Iterator[str]:
+    """Serve a model as builtin:e5. Yields the server's URL."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "rerankd", "serve", XLMR, "--port", "0", "--alias", "builtin:e5"],
-        env=environment(tmp_path_factory.mktemp("home")),
+        [sys.executable, "-m", "rerankd", "serve", model, "--port", "0", "--alias", "builtin:e5"],
+        env=environment(home),
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -79,13 +81,26 @@ def url(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     process.stderr.close()
 
 
+@pytest.fixture(scope="module")
+def url(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(XLMR, tmp_path_factory.mktemp("home")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def url_of_embedder(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(str(GOLDEN / "bert-embedder.gguf"), tmp_path_factory.mktemp("home")) as found:
+        yield found
+
+
 def test_the_pages_have_examples() -> None:
     assert len(CURLS) >= 10
 
 
 @pytest.mark.parametrize("command", CURLS)
-def test_each_curl_example_succeeds(command: str, url: str) -> None:
+def test_each_curl_example_succeeds(command: str, url: str, url_of_embedder: str) -> None:
     assert HERE in command
+    url = url_of_embedder if "embed" in command.split()[1] else url
     done = subprocess.run(
         ["bash", "-c", command.replace(HERE, url).replace("curl ", "curl -sS --fail-with-body ", 1)],
         capture_output=True,
