@@ -82,7 +82,7 @@ def measure(precision: Precision, *, compressed: bool) -> float:
         "cos": np.ones((1, TOKENS // texts, half)),
         "sin": np.zeros((1, TOKENS // texts, half)),
         "mask": np.zeros((1, TOKENS // texts, TOKENS // texts)),
-        "prefix": np.zeros((0, 2 * LAYERS, KV_HEADS, 2 * half)),
+        **{f"prefix.{at}": np.zeros((0, KV_HEADS, 2 * half)) for at in range(2 * LAYERS)},
     }
     arrays: dict[str, Any] = {name: one.astype(np.float32) for name, one in inputs.items()}
     arrays["last"] = np.full((texts, 1), TOKENS // texts - 1, np.int64)
