@@ -28,7 +28,10 @@ _WINDOW = {
 
 def build(name: str, folder: Path, **config: Any) -> Path:
     """The checkpoint `name` in a new folder; `config` changes keys of its config.json."""
-    known: dict[str, Any] = {"architectures": ["JinaForRanking"], "auto_map": {"AutoModel": "modeling.JinaForRanking"}}
+    known: dict[str, Any] = {
+        "architectures": ["JinaForRanking"],
+        "auto_map": {"AutoModel": "modeling.JinaForRanking"},
+    }
     known |= {"max_position_embeddings": 8192, **(_WINDOW if name.endswith("v3.5") else {})}
     model = checkpoints.copy("qwen3-headless", folder / name, **known | config)
     _add_markers(model / "tokenizer.json")
