@@ -626,7 +626,8 @@ def test_without_settings_the_result_is_a_recipe_or_a_refusal_and_never_an_error
         "control_tokens": [SPECIAL, {}],
     }  # fmt: skip
     drawn = {key: data.draw(st.sampled_from(values), key) for key, values in choose.items()}
-    resolved = resolution_of(metadata(data.draw(st.sampled_from(_ARCHITECTURES)), **drawn))
+    architecture = data.draw(st.sampled_from(_ARCHITECTURES))
+    resolved = resolution_of(metadata(architecture, **drawn))
     recipe = resolved.recipe
     if resolved.refusal is not None:
         assert resolved.refusal.reason and resolved.refusal.next_step
@@ -637,6 +638,9 @@ def test_without_settings_the_result_is_a_recipe_or_a_refusal_and_never_an_error
         assert recipe.template and all(recipe.labels)
     elif recipe.method == "embedding":
         assert recipe.pooling in ("mean", "cls", "last") and not drawn["has_cls_output"]
+    elif architecture == "llama-embed":  # one row, without a layer before it
+        assert drawn["has_cls_output"]
+        assert drawn["cls_output_rows"] in ((0, 1) if drawn["format"] == "gguf" else (1, 2))
     else:
         rows = (1,) if drawn["format"] == "gguf" else (1, 2)
         assert drawn["has_cls"] and drawn["cls_output_rows"] in rows and not drawn["decision_blocks"]

@@ -145,12 +145,13 @@ def test_a_head_with_more_labels_is_refused(tmp_path: Path) -> None:
 
 REFUSED = {
     "hidden_act": config(hidden_act="gelu"),
-    "window": config(use_sliding_window=True),
+    "window": config(layer_types=["sliding_attention", "full_attention"], use_sliding_window=False),
     "biases": config(attention_bias=True),
     "yarn": config(rope_scaling={"rope_type": "yarn", "factor": 4.0}),
     "required": config(num_key_value_heads=1),
     "output.weight is missing": config(tie_word_embeddings=False),
-    "attn_q_norm.weight is missing": config(num_hidden_layers=3),
+    "layer_types": config(num_hidden_layers=3),
+    "attn_q_norm.weight is missing": config(num_hidden_layers=3, layer_types=["full_attention"] * 3),
 }
 
 

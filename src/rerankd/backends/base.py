@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from rerankd.backends.options import Options
 from rerankd.backends.safer_steps import Step
 from rerankd.domain import Recipe, Refusal
-from rerankd.embedding import Vectors
 from rerankd.errors import EngineError
 from rerankd.formats.patch import Patch
 from rerankd.process.child import Launch, Running
@@ -25,6 +24,7 @@ from rerankd.scoring.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from rerankd.backends.token_vectors import KeptVectors
+    from rerankd.embedding import Vectors
     from rerankd.formats.metadata import ModelMetadata
     from rerankd.machine import Gpu
     from rerankd.progress import Progress

@@ -90,6 +90,8 @@ def _why_not_row(metadata: ModelMetadata) -> str:
         return (
             f"its rank head is missing: GGUF's converter drops {row}, the row that turns states into a score"
         )
+    if metadata.cls_output_rows > 1:
+        return f"its rank head has {metadata.cls_output_rows} rows, where a score needs one"
     if metadata.pooling not in (None, "none", "mean"):
         return (
             f"its head reads the mean of all states, but the file declares the pooling {metadata.pooling!r}"

@@ -121,8 +121,8 @@ def keys(config: Config) -> dict[str, Any]:
 def _window(config: Config) -> dict[str, Any]:
     """The keys of a window that some layers have."""
     pattern = tuple(kind == _LOCAL for kind in _kinds(config.values, config.layers))
-    if not any(pattern):
-        return {}
+    if not any(pattern) or config.values.get("sliding_window") is None:
+        return {}  # _unsupported refuses windows without a size
     window = config.size("sliding_window")
     return {"attention.sliding_window": window, "attention.sliding_window_pattern": pattern}
 
