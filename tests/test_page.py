@@ -5,6 +5,7 @@ Writes pictures of the page to .test-home/pictures for inspection.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -33,6 +34,10 @@ REPO = "org/other-GGUF"
 expect.set_options(timeout=30_000)
 XLMR = str(ROOT / "tests" / "golden" / "xlmr-head.gguf")
 BAMBOO = "Bamboo is almost the whole diet of a giant panda: up to 38 kg a day."
+# A black dot, as PNG.
+DOT = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True}
 
 Open = Callable[..., Watched]
@@ -287,6 +292,33 @@ def test_a_dropped_file(tab: Open, name: str, content: str, documents: list[str]
     page.get_by_role("button", name="Rerank").click()
     expect(page.locator(".rows .row")).to_have_count(len(documents))
     assert sorted(texts(page)) == sorted(documents)
+
+
+def test_an_image_is_a_document(tab: Open) -> None:
+    shown = tab()
+    page = shown.open()
+    sent: list[Any] = []
+    page.on(
+        "request", lambda one: sent.append(one.post_data_json) if one.url.endswith("/v1/rerank") else None
+    )
+    page.locator("#query").fill("a dot")
+    page.locator("#documents").fill("a bear")
+    for _ in range(2):
+        page.locator("#file").set_input_files({"name": "dot.png", "mimeType": "image/png", "buffer": DOT})
+    expect(page.locator("#images button")).to_have_count(2)
+    page.get_by_role("button", name="Remove this image").first.click()
+    expect(page.locator("#images button")).to_have_count(1)
+    page.get_by_role("button", name="Rerank").click()
+    # This model reads texts, and says which ones read images.
+    expect(page.locator(".card.bad")).to_contain_text("Qwen3-VL-Reranker")
+    shown.forget("400")
+    image = sent[-1]["documents"][1]["image"]
+    assert image.startswith("data:image/png;base64,") and base64.b64decode(image.partition(",")[2]) == DOT
+    page.locator("#documents").fill("")
+    page.get_by_role("button", name="Rerank").click()  # an image alone is enough
+    expect(page.locator(".card.bad")).to_contain_text("Qwen3-VL-Reranker")
+    assert [*sent[-1]["documents"][0]] == ["image"]
+    shown.forget("400")
 
 
 def test_a_pasted_table_is_read_by_the_column_that_is_chosen(tab: Open) -> None:

@@ -22,7 +22,7 @@ EXCEPTIONS = {
         "api/dialects/table.py": "OpenVINO Model Server is another product, whose clients are served",
     },
     "torch": {
-        "cross_encoder_calls.py": "names of PyTorch's classes, and tensors as sentence-transformers returns them",
+        "cross_encoder_calls.py": "classes and tensors that sentence-transformers' users know",
         "formats/module_head.py": "names of PyTorch's classes in a checkpoint's files",
         "formats/sentence_transformers.py": "names of PyTorch's classes in a checkpoint's files",
         "formats/transformer_module.py": "a key of a checkpoint's files",

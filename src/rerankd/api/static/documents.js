@@ -34,11 +34,15 @@ export function readings(text, isTable = false) {
 /** The text of a document. */
 export function words(document) {
   if (typeof document === "string") return document;
+  if (isImage(document)) return document.text ?? "";
   if (typeof document.text === "string") return document.text;
   return Object.entries(document)
     .map(([name, value]) => `${name}: ${typeof value === "string" ? value : JSON.stringify(value)}`)
     .join("\n");
 }
+
+/** Whether a document is an image. */
+export const isImage = (document) => typeof document.image === "string";
 
 /** The columns of a table as readings, the one of texts first. `isSure`: it is hardly anything else. */
 function columns(text) {

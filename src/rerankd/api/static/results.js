@@ -1,6 +1,6 @@
 // The results of a request: ranked documents, filters, export, and the comparison of two models.
 import { el, svg } from "./dom.js";
-import { words } from "./documents.js";
+import { isImage, words } from "./documents.js";
 import { ask, code, Refused } from "./server.js";
 import { language, shown, t } from "./words.js";
 
@@ -75,12 +75,13 @@ function line(row, at, asked, { cut, unscored, isCompared }) {
   ];
   const bar = el("span", { class: "fill" });
   bar.style.width = `${Math.max(Math.min(score, 1), 0) * 100}%`;
-  const whole = words(asked.documents[row.index]);
+  const document = asked.documents[row.index];
+  const whole = words(document);
   const item = el(
     "li",
     { class: at === 0 ? "row best" : "row" },
     el("span", { class: "rank", "aria-hidden": "true" }, String(at + 1)),
-    el("div", { class: "said" }, text(whole), ...tags),
+    el("div", { class: "said" }, isImage(document) ? el("img", { src: document.image, alt: t("image {n}", { n: row.index + 1 }), class: "thumbnail" }) : null, text(whole), ...tags),
     el("span", { class: "score" }, isScored ? number(score) : "–"),
     moved(row.index - at, row.index),
     el("span", { class: "track", "aria-hidden": "true" }, bar),

@@ -39,6 +39,7 @@ let kind = "curl";
 let chosen = 0; // which reading of the documents' text
 let isTable = false;
 let ongoing = null;
+let images = []; // documents that are images: {image: "data:…"}
 
 export function start() {
   $("ask").addEventListener("submit", (event) => {
@@ -93,6 +94,7 @@ export function update({ models }) {
 }
 
 function show({ query, documents }) {
+  images = [];
   $("query").value = query;
   $("documents").value = documents.join("\n");
   read($("documents").value);
@@ -113,6 +115,7 @@ const reading = () => readings($("documents").value, isTable)[chosen] ?? { form:
 function count() {
   const ways = readings($("documents").value, isTable);
   const { form, column, documents } = reading();
+  thumbnails();
   const counted = t(documents.length === 1 ? "1 document" : "{n} documents", { n: documents.length });
   const way = ways.length > 1 ? "" : t(FORMS[form], { column });
   $("counted").textContent = documents.length ? `${counted}, ${way}` : t("One per line, CSV, JSON, or drop a file here");
@@ -143,14 +146,42 @@ function dropping(area) {
 
 async function open(file) {
   if (!file) return;
+  if (file.type.startsWith("image/")) {
+    images.push({ image: await dataUri(file) });
+    $("file").value = "";
+    return count();
+  }
   const text = (await file.text()).replace(/^\uFEFF/, "").trim();
   $("documents").value = text;
   $("file").value = "";
   read(text, /\.(csv|tsv)$/i.test(file.name));
 }
 
+function dataUri(file) {
+  return new Promise((resolve) => {
+    const reader = new FileReader();
+    reader.addEventListener("load", () => resolve(reader.result));
+    reader.readAsDataURL(file);
+  });
+}
+
+/** Show the images as buttons that remove them. */
+function thumbnails() {
+  const label = t("Remove this image");
+  const buttons = images.map((one) => {
+    const button = el("button", { type: "button", "aria-label": label, title: label }, el("img", { src: one.image, alt: "", class: "thumbnail" }));
+    button.addEventListener("click", () => {
+      images = images.filter((other) => other !== one);
+      count();
+    });
+    return button;
+  });
+  $("images").replaceChildren(...buttons);
+  $("documents").required = !images.length;
+}
+
 function request(model) {
-  const asked = { model, query: $("query").value.trim(), documents: reading().documents };
+  const asked = { model, query: $("query").value.trim(), documents: [...reading().documents, ...images] };
   const top = Number($("top").value);
   if (top > 0) asked.top_n = top;
   const instruction = $("instruction").value.trim();
