@@ -66,6 +66,7 @@ def anywhere(address: str) -> bool:
             "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
             "224.0.0.1", "255.255.255.255", "198.18.0.1", "::1", "::", "fe80::1%eth0", "fc00::1", "ff02::1",
             "::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1", "2002:7f00:1::", "240.0.0.1",
+            "fec0::1",
         )),
     ],
 )  # fmt: skip
@@ -107,6 +108,9 @@ async def test_each_redirect_is_checked(server: str) -> None:
         ("/to/to/to/to/to/a", "redirected more than 3 times"),
         ("/to/file:///etc/passwd", "file is not http or https"),
         ("/to/ftp://here/a", "ftp is not http or https"),
+        ("/to/http://127.0.0.1:65536/a", "the port 65536"),
+        ("/to/http://127.0.0.1:0/a", "the port 0"),
+        ("/to/https:///a", "its URL has no host"),
     ],
 )
 async def test_what_exceeds_a_limit_is_refused(server: str, path: str, says: str) -> None:

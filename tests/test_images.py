@@ -30,6 +30,7 @@ HEADERS = [
     (b"BM" + bytes(12) + struct.pack("<Iii", 40, 7, -9), Header("BMP", 7, 9)),
     (b"BM" + bytes(12) + struct.pack("<IHH", 12, 7, 9), Header("BMP", 7, 9)),
     (JPEG, Header("JPEG", 16, 32)),
+    (b"\xff\xd8" + b"\xff" * 5000 + b"\xff\xe0\0\2" * 500 + JPEG[2:], Header("JPEG", 16, 32)),
     (b"RIFF\0\0\0\0WEBPVP8X" + bytes(8) + b"\x0f\0\0\x1f\0\0", Header("WEBP", 16, 32)),
     (b"RIFF\0\0\0\0WEBPVP8L" + bytes(4) + b"\x2f" + struct.pack("<I", 15 | 31 << 14), Header("WEBP", 16, 32)),
     (b"RIFF\0\0\0\0WEBPVP8 " + bytes(7) + b"\x9d\x01\x2a\x10\x00\x20\x40", Header("WEBP", 16, 32)),
@@ -58,6 +59,9 @@ def test_the_header_of_an_image_has_its_format_and_size(data: bytes, expected: H
         (png(60_000, 60_000), "the limit is 50,000,000 (max_image_pixels)"),
         (png(20_001, 100), "200 times"),
         (b"\xff\xd8\xff\xd9", "damaged"),
+        (b"\xff\xd8" + b"\xff\xe0\0\2" * 2000 + JPEG[2:], "too many markers"),
+        (b"\xff\xd8" + b"\xff\xd0" * 2000 + JPEG[2:], "too many markers"),
+        (b"\xff\xd8" + b"\xff" * 1000, "ends within its header"),
     ],
 )
 def test_what_is_no_image_or_too_large_is_refused(data: bytes, says: str) -> None:

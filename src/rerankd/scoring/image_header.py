@@ -8,6 +8,7 @@ Sources: the specifications of PNG, GIF, WebP (container), BMP (bitmap headers),
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +32,10 @@ _OTHERS = {
 }
 # JPEG's markers of a frame, which hold its size: C0 to CF without those of tables.
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+# The markers that a JPEG file may have before its size. Photos have a few dozen; 20 MB of empty ones would keep
+# the service, which reads them one by one, from answering others for three seconds.
+_MOST_MARKERS = 1000
+_FILL = re.compile(b"\xff*")
 
 
 class BadImage(ValueError):
@@ -113,11 +118,11 @@ def _webp(data: bytes) -> tuple[int, int]:
 
 def _jpeg(data: bytes) -> tuple[int, int]:
     at = 2
-    while True:
+    for _ in range(_MOST_MARKERS):
         if data[at] != 0xFF:
             raise BadImage("its image is damaged")
-        while data[at] == 0xFF:
-            at += 1
+        match = _FILL.match(data, at)
+        at = match.end() if match else at
         marker = data[at]
         if marker in _FRAMES:
             return _big(data, at + 6, 2), _big(data, at + 4, 2)
@@ -126,6 +131,7 @@ def _jpeg(data: bytes) -> tuple[int, int]:
         at += 1
         if not 0xD0 <= marker <= 0xD8 and marker != 0x01:  # the others have a length
             at += max(_big(data, at, 2), 2)
+    raise BadImage("its image has too many markers before its size")
 
 
 def _big(data: bytes, at: int, count: int) -> int:

@@ -42,6 +42,8 @@ def is_public(address: str) -> bool:
     known = [one for one in inner if one is not None]
     is_translated = isinstance(ip, ipaddress.IPv6Address) and (ip.ipv4_mapped is not None or ip in _NAT64)
     own = [] if is_translated else [ip]
+    if isinstance(ip, ipaddress.IPv6Address) and ip.is_site_local:  # deprecated, but still routed in some sites
+        return False
     return all(one.is_global and not one.is_multicast and not one.is_reserved for one in (*own, *known))
 
 
@@ -91,8 +93,12 @@ async def _got(
     client: httpx.AsyncClient, url: httpx.URL, left: list[int], is_allowed: Callable[[str], bool]
 ) -> bytes | httpx.URL:
     """The bytes at this URL, or where it redirects to."""
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https"):
         raise _Refused(f"{url.scheme or 'no scheme'} is not http or https")
+    if not url.host:
+        raise _Refused("its URL has no host")
+    if url.port is not None and not 0 < url.port < 2**16:
+        raise _Refused(f"its URL has the port {url.port}, and ports are from 1 to 65535")
     if url.userinfo:
         raise _Refused("its URL contains a user name")
     address = await _address(url, is_allowed)
