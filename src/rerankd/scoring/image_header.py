@@ -32,8 +32,8 @@ _OTHERS = {
 }
 # JPEG's markers of a frame, which hold its size: C0 to CF without those of tables.
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-# The markers that a JPEG file may have before its size. Photos have a few dozen; 20 MB of empty ones would keep
-# the service, which reads them one by one, from answering others for three seconds.
+# The markers that a JPEG file may have before its size. Photos have a few dozen; 20 MB of empty ones would
+# keep the service, which reads them one by one, from answering others for three seconds.
 _MOST_MARKERS = 1000
 _FILL = re.compile(b"\xff*")
 

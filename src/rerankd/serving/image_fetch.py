@@ -42,7 +42,7 @@ def is_public(address: str) -> bool:
     known = [one for one in inner if one is not None]
     is_translated = isinstance(ip, ipaddress.IPv6Address) and (ip.ipv4_mapped is not None or ip in _NAT64)
     own = [] if is_translated else [ip]
-    if isinstance(ip, ipaddress.IPv6Address) and ip.is_site_local:  # deprecated, but still routed in some sites
+    if isinstance(ip, ipaddress.IPv6Address) and ip.is_site_local:  # deprecated, but some sites use it
         return False
     return all(one.is_global and not one.is_multicast and not one.is_reserved for one in (*own, *known))
 
