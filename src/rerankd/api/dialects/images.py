@@ -13,7 +13,7 @@ import base64
 import binascii
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 
 from rerankd.api.dialects import lenient
 from rerankd.content import Content, Document, Image, ImageLink
@@ -64,11 +64,16 @@ def _listed(value: Any) -> Iterator[Image | ImageLink]:
 
 def image(sent: str) -> Image | ImageLink:
     """The image that a string holds or names."""
+    sent = sent.strip()
+    if scheme := next((one for one in (*_LINKS, "data:") if sent[: len(one)].lower() == one), ""):
+        sent = scheme + sent[len(scheme) :]  # a scheme may be in capitals
     if sent.startswith(_LINKS):
         return ImageLink(sent)
     head, _, data = sent.partition(",") if sent.startswith("data:") else ("", "", sent)
-    if head and not head.endswith(";base64"):
+    if head and not head.lower().endswith(";base64"):
         return Image(unquote_to_bytes(data)) if data else ImageLink(sent)
+    if head and "%" in data:  # a URI may escape base64's + / =
+        data = unquote(data)
     try:
         found = base64.b64decode("".join(data.split()).translate(_URL_SAFE), validate=True)
     except (binascii.Error, ValueError):
