@@ -18,7 +18,8 @@ from rerankd.backends.openvino.causal import TokenModel
 from rerankd.backends.worker.passes import Reading
 from rerankd.config import Settings
 from rerankd.domain import RerankResult
-from rerankd.errors import TooLong
+from rerankd.errors import ModelFileError, TooLong
+from rerankd.formats import gguf_metadata
 from rerankd.scoring import block_scores
 from rerankd.scoring.block_scores import Block
 from rerankd.service import Reranker
@@ -62,6 +63,18 @@ async def test_a_gguf_file_with_its_projector_beside_has_the_scores_of_the_refer
     async with Reranker(settings(model, tmp_path / "home")) as reranker:
         for what, request in REQUESTS.items():
             assert raw(await ask(reranker, **request)) == pytest.approx(GOLDENS[NAMES[0]][what], abs=1e-3)
+
+
+def test_a_projector_whose_matrices_do_not_fit_is_named_before_the_start(tmp_path: Path) -> None:
+    model = listwise_models.build_gguf(tmp_path)
+    path = tmp_path / "projector.safetensors"
+    held = checkpoints.read(path)
+    kind, (rows, width), data = held["2.weight"]
+    checkpoints.write(path, held | {"2.weight": (kind, [rows * 2, width // 2], data)})
+    with pytest.raises(
+        ModelFileError, match=rf"projector\.safetensors: its tensor .*reads {width // 2} numbers"
+    ):
+        gguf_metadata.read(model)
 
 
 async def test_the_prompt_has_the_ids_of_the_whole_text(tmp_path: Path) -> None:

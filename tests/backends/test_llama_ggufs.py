@@ -155,6 +155,24 @@ def test_the_head_of_another_model_is_reported(tmp_path: Path) -> None:
         gguf_metadata.read(path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape", "size", "says"),
+    [
+        ("F64", [1, 32], 256, r"head\.safetensors: its tensor score\.weight has the type F64"),
+        ("F8_E4M3", [1, 32], 32, "has the type F8_E4M3"),
+        ("F32", [32], 128, r"has the shape \[32\], which is no matrix"),
+        ("F32", [1, 1, 32], 128, r"the shape \[1, 1, 32\]"),
+    ],
+)
+def test_a_head_that_no_engine_reads_is_named(
+    kind: str, shape: list[int], size: int, says: str, tmp_path: Path
+) -> None:
+    path = headed(tmp_path)
+    checkpoints.write(tmp_path / "head.safetensors", {"score.weight": (kind, shape, bytes(size))})
+    with pytest.raises(ModelFileError, match=says):
+        gguf_metadata.read(path)
+
+
 def test_a_file_beside_a_model_that_has_no_such_head_is_not_read(tmp_path: Path) -> None:
     path = shutil.copy(GOLDEN / "xlmr-head.gguf", tmp_path)
     (tmp_path / "head.safetensors").write_bytes(b"of another program")

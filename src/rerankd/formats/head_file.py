@@ -17,9 +17,9 @@ from typing import Any
 from rerankd.formats.checkpoint_files import SUFFIX
 from rerankd.formats.families.family import Fail
 from rerankd.formats.families.qwen import PROJECTOR_STEPS
-from rerankd.formats.gguf_header import Header, Source, Strings
+from rerankd.formats.gguf_header import Header, Source, Strings, Tensor
 from rerankd.formats.module_head import STEPS
-from rerankd.formats.safetensors import parse
+from rerankd.formats.safetensors import READABLE, parse
 
 LISTWISE_MARKERS = ("<|embed_token|>", "<|rerank_token|>")
 """The tokens whose states a projector reads."""
@@ -80,5 +80,21 @@ def header(stream: Source, size_bytes: int, values: Mapping[str, Any], fail: Fai
     shape, width = found[next(iter(names))].shape, values.get(f"{architecture}.embedding_length")
     if shape[:1] != (width,):
         fail(f"it reads states of another width than the model's {width}: it is the head of another model")
+    _check({own: found[own] for own in names}, fail)
     keys = {f"{architecture}.{STEPS}": PROJECTOR_STEPS} if names is _PROJECTOR else {}
     return Header(0, keys, {ours: found[own] for own, ours in names.items()}, 0)
+
+
+def _check(tensors: Mapping[str, Tensor], fail: Fail) -> None:
+    """Call `fail` unless these matrices, in order, can be computed one after the other."""
+    width = 0
+    for name, tensor in tensors.items():
+        if tensor.type_name not in READABLE:
+            fail(
+                f"its tensor {name} has the type {tensor.type_name}, and rerankd reads {', '.join(READABLE)}"
+            )
+        if len(tensor.shape) != 2:
+            fail(f"its tensor {name} has the shape {[*reversed(tensor.shape)]}, which is no matrix")
+        if width and tensor.shape[0] != width:
+            fail(f"its tensor {name} reads {tensor.shape[0]} numbers, and the one before it makes {width}")
+        width = tensor.rows

@@ -39,7 +39,7 @@ from rerankd.formats.sentence_transformers import Layout
 from rerankd.formats.tokenizer_file import GIT_LFS, POINTER
 from rerankd.formats.transformer_module import NotUnderstood
 
-_READABLE = ("F32", "F16", "BF16")
+READABLE = ("F32", "F16", "BF16")
 _CAUSAL_CLASSES = " or ".join(sorted(name for name in CLASSES if name.endswith("CausalLM")))
 TAKE_GGUF = "use a GGUF file of the model, if one exists"
 
@@ -255,8 +255,8 @@ def _unknown(
 
 
 def _odd_types(tensors: Mapping[str, Tensor]) -> str:
-    odd = {tensor.type_name for tensor in tensors.values()} - {*_READABLE}
-    return f"its weights have the type {min(odd)}, not {' or '.join(_READABLE)}" if odd else ""
+    odd = {tensor.type_name for tensor in tensors.values()} - {*READABLE}
+    return f"its weights have the type {min(odd)}, not {' or '.join(READABLE)}" if odd else ""
 
 
 def _max_length(config: Config, tokenizer: Mapping[str, Any], spare: int, declared: int) -> int:
