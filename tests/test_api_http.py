@@ -291,7 +291,7 @@ def test_a_malformed_host_is_ignored(path: str, status: int, model: Model) -> No
 
 
 def test_an_unknown_path_names_the_rerank_endpoint(model: Model) -> None:
-    answer = Service(model)("POST", "/v1/embeddings", json={})
+    answer = Service(model)("POST", "/v1/completions", json={})
     body = answer.json()
     assert answer.status_code == 404 and "POST /v1/rerank" in body["message"]
     assert body["detail"] == body["message"] == body["error"]["message"]

@@ -103,7 +103,7 @@ def tab(browser: Browser, url: str) -> Iterator[Open]:
 
 
 def texts(page: Page, column: int = 0) -> list[str]:
-    return page.locator(".result").nth(column).locator(".text").all_inner_texts()
+    return page.locator(".result").nth(column).locator(".text").all_text_contents()
 
 
 def ask_example(page: Page) -> None:

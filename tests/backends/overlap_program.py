@@ -21,7 +21,7 @@ options = flags.parse_args()
 class Overlap:
     """The scorer that the server calls."""
 
-    about, lock, kept = "", ComputeLock(), None
+    about, lock, kept, images = "", ComputeLock(), None, None
 
     def answer(self, inputs, check, *, anew):
         if max(one.tokens for one in inputs) > options.max_length:

@@ -161,6 +161,8 @@ def _used_parts(recipe: Recipe) -> list[str]:
         unused.add("logit_sigma")
     if INSTRUCTION not in recipe.template:
         unused.add("instruction")
+    if not recipe.labels:  # the file's rank head
+        unused.add("labels")
     return [part for part in _PARTS[recipe.method] if part not in unused]
 
 
