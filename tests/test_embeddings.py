@@ -130,6 +130,7 @@ async def test_long_texts_are_truncated_or_refused(client: httpx.AsyncClient) ->
     for again in (sent, {"input": ["other " * 3000]}):  # the first one's vector is cached
         refused = await client.post("/v1/embeddings", json={**again, "truncate": False})
         assert refused.status_code == 400
+        assert "Text 0 has" in refused.json()["message"] and "query" not in refused.json()["message"]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ async def test_long_texts_are_truncated_or_refused(client: httpx.AsyncClient) ->
         ("/v1/embeddings", {"input": [1, 2, 3]}, "check_embedding_ctx_length=False"),
         ("/v1/embeddings", {"input": [[1, 2], [3]]}, "token ids instead of texts"),
         ("/v1/embeddings", {"input": "a", "dimensions": 10**6}, "but the vectors of this model have"),
-        ("/v1/embeddings", {"input": "a", "encoding_format": "int8"}, "encoding_format"),
+        ("/v1/embeddings", {"input": "a", "encoding_format": "int8"}, "but must be 'float' or 'base64'"),
         ("/v1/embeddings", {"input": "a", "input_type": "clustering"}, 'must be "query" or "document"'),
         ("/embed", {"inputs": [{"text": "a"}]}, "Text 0 is an object"),
         ("/api/embed", {"input": "a", "keep_alive": "long"}, "a duration such as"),

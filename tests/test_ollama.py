@@ -131,6 +131,14 @@ async def test_generate_with_a_prompt_is_an_error(client: httpx.AsyncClient) -> 
         assert answer.status_code == 400 and "does not support generate or chat" in answer.json()["error"]
 
 
+async def test_a_path_that_does_not_exist_has_ollamas_error(client: httpx.AsyncClient) -> None:
+    for path in ("/api/pull", "/api/delete"):
+        answer = await client.post(path, json={"model": "first"})
+        assert answer.status_code == 404 and f"The path {path} does not exist" in answer.json()["error"]
+    assert "message" in (await client.post("/v1/pull", json={})).json()["error"]
+    assert (await client.post("/", json={})).status_code == 405
+
+
 async def test_an_invalid_keep_alive_is_an_error(client: httpx.AsyncClient) -> None:
     for path in ("/api/rerank", "/api/generate"):
         answer = await client.post(path, json={**ASKED, "model": "first", "keep_alive": "long"})

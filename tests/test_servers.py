@@ -161,12 +161,14 @@ def test_a_record_counts_only_while_its_process_runs(tmp_path: Path) -> None:
         for one in (dead, elsewhere):
             (tmp_path / "run" / f"{one.pid}.json").write_text(json.dumps(asdict(one)))
         (tmp_path / "run" / "broken.json").write_text("{")
+        wrong = {**json.loads((tmp_path / "run" / f"{os.getpid()}.json").read_text()), "since": "today"}
+        (tmp_path / "run" / "wrong.json").write_text(json.dumps(wrong))
         assert server_records.running(tmp_path) == [own]
     with server_records.recorded(
         tmp_path, "", tmp_path
     ):  # the next server removes what a killed one has left
         left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert left == {f"{os.getpid()}.json", "5.json", "broken.json"}
+    assert left == {f"{os.getpid()}.json", "5.json", "broken.json", "wrong.json"}
 
 
 @pytest.mark.parametrize("verb", ["stop", "restart"])

@@ -276,8 +276,10 @@ async def _rank(
     top_k: int | None,
     return_documents: bool,
 ) -> list[Row]:
-    values, scores = await _scores(reranker, Pairs.with_query(query, documents), given)
-    return rows(values, scores, documents if return_documents else None)[:top_k]
+    pairs = Pairs.with_query(query, documents)
+    values, scores = await _scores(reranker, pairs, given)
+    texts = [text for _, text in pairs.pairs] if return_documents else None
+    return rows(values, scores, texts)[:top_k]
 
 
 async def _scores(reranker: Reranker, pairs: Pairs, given: Arguments) -> tuple[list[float], Any]:

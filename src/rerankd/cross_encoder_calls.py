@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NotRequired
 
@@ -49,24 +49,31 @@ class Pairs:
             raise InvalidRequest(
                 f"predict received one {type(found).__name__}, but needs (query, document) pairs."
             )
+        if not isinstance(found, Iterable):
+            raise InvalidRequest(f"predict received {found!r:.80}, but needs (query, document) pairs.")
         found = list(found)
-        is_single = len(found) > 0 and not isinstance(found[0], list | tuple)
+        is_single = len(found) > 0 and not isinstance(found[0], list | tuple | np.ndarray)
         return cls(tuple(_pair(one, at) for at, one in enumerate([found] if is_single else found)), is_single)
 
     @classmethod
-    def with_query(cls, query: str, documents: Sequence[str]) -> Pairs:
-        """Pairs of one query."""
+    def with_query(cls, query: str, documents: Any) -> Pairs:
+        """Pairs of one query. Raises InvalidRequest."""
+        if isinstance(documents, str | bytes | dict) or not isinstance(documents, Iterable):
+            raise InvalidRequest(
+                f"rank received the documents {documents!r:.80}, but needs a list of strings."
+            )
         return cls(tuple(_pair((query, document), at) for at, document in enumerate(documents)))
 
 
 def _pair(one: Any, at: int) -> tuple[str, str]:
-    if len(one) != 2 or not all(isinstance(text, str) for text in one):
+    is_row = isinstance(one, list | tuple | np.ndarray)
+    if not is_row or len(one) != 2 or not all(isinstance(text, str) for text in one):
         raise InvalidRequest(
             f"Pair {at} is {one!r:.80}, but must be a query and a document, both strings. Images and other "
             "content are not supported."
         )
     query, document = one
-    return query, document
+    return str(query), str(document)  # without numpy's subclass of str
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ def finished(vectors: Vectors, request: EmbedRequest) -> Vectors:
     if request.dimensions is not None:
         if request.dimensions > width:
             raise InvalidRequest(
-                f"dimensions is {request.dimensions}, but the vectors of this model have {width}."
+                f"dimensions is {request.dimensions!r:.80}, but the vectors of this model have {width}."
             )
         vectors = vectors[:, : request.dimensions]
     if not request.normalize:

@@ -7,6 +7,7 @@ which runs from its wheel without installation.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -89,10 +90,12 @@ def download(
     if child.returncode or not found:
         lines = [line for line in output.decode(errors="replace").splitlines() if "WARNING" not in line]
         quoted = "\n".join(f"  pip: {line.strip()}" for line in lines[-3:] if line.strip())
-        raise FetchError(
-            f"pip could not download {requirement}.\n{quoted}\nCheck the network and pip's index settings "
-            "and try again."
-        )
+        advice = "Check the network and pip's index settings and try again."
+        if os.strerror(errno.ENOSPC) in quoted:
+            advice = (
+                f"The disk of {folder.parent} is full. Free some space, or set RERANKD_HOME to another disk."
+            )
+        raise FetchError(f"pip could not download {requirement}.\n{quoted}\n{advice}")
     return found[0]
 
 

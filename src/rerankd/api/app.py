@@ -21,9 +21,10 @@ from starlette.routing import Mount
 
 from rerankd import __version__
 from rerankd.api import page
+from rerankd.api.dialects import ollama
 from rerankd.api.dialects.table import hint
 from rerankd.api.origin import Gate
-from rerankd.api.responses import error_response, plain_path
+from rerankd.api.responses import error_response, plain_path, use_dialect
 from rerankd.api.routes import router
 from rerankd.config import Settings, from_machine
 from rerankd.errors import NoSuchMethod, NoSuchPath
@@ -102,6 +103,8 @@ async def _not_routed(request: Request, error: Exception) -> Response:
         return await http_exception_handler(request, error)  # raised by a dependency of the surrounding app
     path = request.scope["path"]
     where = hint(plain_path(path))
+    if plain_path(path).split("/")[-2] == "api":  # such as /api/pull: Ollama's clients print its error
+        use_dialect(request, ollama.DIALECT)
     if status == 405:
         allow = getattr(error, "headers", None)
         return error_response(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -17,9 +17,11 @@ from rerankd.api.dialects.dialect import Dialect
 from rerankd.api.dialects.option_rules import with_headers
 from rerankd.api.dialects.type_errors import kind
 from rerankd.api.responses import Route, json_response, plain_path, request_id, reranker_of
+from rerankd.config import Settings
 from rerankd.domain import RerankRequest
 from rerankd.errors import InvalidRequest, RerankdError
 from rerankd.many_requests import Outcome, answer_each
+from rerankd.serving import request_checks
 
 router = APIRouter(route_class=Route)
 
@@ -71,7 +73,7 @@ async def batch(request: Request) -> Response:
     check_key(request, reranker.keys)
     timeout_s = limits.wanted_timeout_s(request)
     body = await read_json(request, reranker.settings.max_body_bytes)
-    items = [_read(item, request) for item in _items(body)]
+    items = _read_all(_items(body), request, reranker.settings)
     asked = [item for item in items if not isinstance(item, RerankdError)]
     outcomes = iter(
         await answer_each(reranker, [one for _, one in asked], timeout_s=timeout_s, client=client_of(request))
@@ -86,7 +88,7 @@ async def batch(request: Request) -> Response:
     return json_response(answer)
 
 
-def _items(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _items(body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The bodies of the requests. Raises InvalidRequest if there is no list of objects."""
     sent = body.get("requests")
     if not isinstance(sent, list) or not sent:
@@ -98,7 +100,22 @@ def _items(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     for at, item in enumerate(sent):
         if not isinstance(item, dict):
             raise InvalidRequest(f"Request {at} is {kind(item)}, but must be an object.")
-    return [shared | item for item in sent]
+    return (shared | item for item in sent)
+
+
+def _read_all(
+    sent: Iterable[dict[str, Any]], request: Request, settings: Settings
+) -> list[tuple[Dialect, RerankRequest] | RerankdError]:
+    """Read the requests. Raises InvalidRequest as soon as they have more documents than one request may have:
+    with documents as a default, a small body can stand for billions of them."""
+    found = []
+    count = 0
+    for item in sent:
+        found.append(one := _read(item, request))
+        # A request that is invalid costs as much as one with a document.
+        count += 1 if isinstance(one, RerankdError) else len(one[1].documents)
+        request_checks.check_count(count, settings, "documents or more")
+    return found
 
 
 def _read(item: dict[str, Any], request: Request) -> tuple[Dialect, RerankRequest] | RerankdError:

@@ -84,10 +84,13 @@ class Reader:
         if truncated and not how.is_allowed:
             first = min(truncated)
             (ids,) = await self.tokenizer.encode([prepared.around(texts[first])])
+            what, leaves = ("Document", "query leaves")
+            if prepared.question.embeds:
+                what, leaves = ("Text", "model reads")
             raise TooLong(
-                f"Document {documents[first] if documents else first} has "
-                f"{len(ids) - (prepared.ids_limit - prepared.document_budget)} tokens, but the query leaves "
-                f"{prepared.budget_for(how)}. Shorten the document, or omit truncate: false to have it "
+                f"{what} {documents[first] if documents else first} has "
+                f"{len(ids) - (prepared.ids_limit - prepared.document_budget)} tokens, but the {leaves} "
+                f"{prepared.budget_for(how)}. Shorten the {what.lower()}, or omit truncate: false to have it "
                 "truncated."
             )
         most = truncate.most_overlap(prepared.document_budget)

@@ -56,11 +56,11 @@ def too_late(served: ServedModel, timeout_s: float, metrics: Metrics) -> EngineE
         if state.phase == "unloaded":
             why = f" {served.name} is waiting for memory that other models use."
         return EngineUnavailable(
-            f"No engine was ready within the request's deadline of {timeout_s:g} s.{why}",
+            f"No engine was ready within the request's deadline of {timeout_s:.3g} s.{why}",
             retry_after_s=max(math.ceil(state.until - time.monotonic()), 1),
         )
     served.suspect()
     return EngineTimeout(
-        f"The request exceeded its deadline of {timeout_s:g} s. Send fewer or shorter documents, "
+        f"The request exceeded its deadline of {timeout_s:.3g} s. Send fewer or shorter documents, "
         "or raise request_timeout_s."
     )

@@ -17,6 +17,8 @@ def sentence(error: ValidationError, *place: str, example: object = None) -> str
     name = ".".join(str(part) for part in (*place, *item["loc"]))
     if item["type"] == "missing":
         return f"{name!r} is missing. Send JSON like {json.dumps(example, ensure_ascii=False)}"
+    if item["type"] == "literal_error":
+        return f"{name!r} is {kind(item['input'])}, but must be {item['ctx']['expected']}."
     wanted = _WANTED.get(item["type"], item["msg"].removeprefix("Value error, "))
     return f"{name!r} is {kind(item['input'])}, but {wanted}."
 
