@@ -123,6 +123,25 @@ async def test_ollama(client: httpx.AsyncClient) -> None:
     assert shown["capabilities"] == ["rerank", "embedding"]
 
 
+async def test_ollamas_request_without_text_loads_and_unloads(
+    client: httpx.AsyncClient, reranker: Reranker
+) -> None:
+    for sent in ({}, {"input": ""}, {"input": []}):
+        answer = await client.post("/api/embed", json={"model": "m", **sent})
+        assert answer.status_code == 200 and answer.json()["embeddings"] == []
+        assert answer.json()["model"] == "m"
+    old = await client.post("/api/embeddings", json={"model": "m", "prompt": ""})
+    assert old.status_code == 200 and old.json() == {"embedding": []}
+    assert (await client.get("/api/ps")).json()["models"]
+    await client.post("/api/embed", json={"model": "m", "keep_alive": 0})
+    assert not (await client.get("/api/ps")).json()["models"]
+    await client.post("/api/embed", json={"model": "m", "keep_alive": "5m"})
+    assert (await client.get("/api/ps")).json()["models"]
+    for texts in (["", "a"], [""], ["", ""]):  # a vector each
+        refused = await client.post("/api/embed", json={"model": "m", "input": texts})
+        assert refused.status_code == 400 and "Text 0 is empty" in refused.json()["error"]
+
+
 async def test_long_texts_are_truncated_or_refused(client: httpx.AsyncClient) -> None:
     sent = {"input": ["word " * 3000, "short"]}
     answer = await client.post("/v1/embeddings", json=sent)

@@ -61,6 +61,11 @@ class EmbedResult:
     total_s: float = 0.0
 
 
+def nothing(model: str) -> EmbedResult:
+    """The result of a request without texts."""
+    return EmbedResult(model, np.empty((0, 0), np.float32), tokens=0)
+
+
 def finished(vectors: Vectors, request: EmbedRequest) -> Vectors:
     """The first `dimensions` numbers of each vector, of length 1 if the request wants that.
 

@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import AliasChoices, BaseModel, Field, ValidationError, WithJsonSchema
-from typing_extensions import TypedDict
 
+from rerankd.api import embedding_answers as answers
 from rerankd.api import limits, openapi
 from rerankd.api.auth import check_key
 from rerankd.api.body import read_json
@@ -22,14 +20,9 @@ from rerankd.api.dialects.dialect import Dialect
 from rerankd.api.dialects.keep_alive import keep_alive_s
 from rerankd.api.dialects.lenient import Count, Flag
 from rerankd.api.dialects.type_errors import kind, sentence
-from rerankd.api.responses import (
-    Route,
-    json_response,
-    reranker_of,
-    use_dialect,
-    warnings_header,
-)
-from rerankd.embedding import EmbedRequest, EmbedResult, InputType
+from rerankd.api.ollama_models import load_or_unload
+from rerankd.api.responses import Route, json_response, reranker_of, use_dialect, warnings_header
+from rerankd.embedding import EmbedRequest, EmbedResult, InputType, nothing
 from rerankd.errors import InvalidRequest
 
 router = APIRouter(route_class=Route)
@@ -90,70 +83,6 @@ class OllamaBody(_Body):
     keep_alive: Any = Field(None, description="As in a rerank request.")
 
 
-class Vector(TypedDict):
-    object: Literal["embedding"]
-    index: int
-    embedding: list[float] | str
-
-
-class Usage(TypedDict):
-    prompt_tokens: int
-    total_tokens: int
-
-
-class OpenAIAnswer(TypedDict):
-    object: Literal["list"]
-    data: list[Vector]
-    model: str
-    usage: Usage
-
-
-class OllamaAnswer(TypedDict):
-    model: str
-    embeddings: list[list[float]]
-    total_duration: int
-    load_duration: int
-    prompt_eval_count: int
-
-
-class OldOllamaAnswer(TypedDict):
-    embedding: list[float]
-
-
-def _openai(body: Any, result: EmbedResult) -> OpenAIAnswer:
-    vectors: list[Any] = result.vectors.tolist()
-    if body.encoding_format == "base64":
-        little = result.vectors.astype(np.dtype("<f4"), copy=False)
-        vectors = [base64.b64encode(row.tobytes()).decode() for row in little]
-    return {
-        "object": "list",
-        "data": [
-            {"object": "embedding", "index": at, "embedding": vector} for at, vector in enumerate(vectors)
-        ],
-        "model": result.model,
-        "usage": {"prompt_tokens": result.tokens, "total_tokens": result.tokens},
-    }
-
-
-def _tei(body: Any, result: EmbedResult) -> list[list[float]]:
-    found: list[list[float]] = result.vectors.tolist()
-    return found
-
-
-def _ollama(body: Any, result: EmbedResult) -> OllamaAnswer:
-    return {
-        "model": result.model,
-        "embeddings": result.vectors.tolist(),
-        "total_duration": int(result.total_s * 1e9),
-        "load_duration": int(result.load_s * 1e9),
-        "prompt_eval_count": result.tokens,
-    }
-
-
-def _old_ollama(body: Any, result: EmbedResult) -> OldOllamaAnswer:
-    return {"embedding": result.vectors[0].tolist()}
-
-
 @dataclass(frozen=True, slots=True)
 class _Form:
     """One service's form of a request for embeddings. `errors` is the dialect of its errors."""
@@ -166,6 +95,8 @@ class _Form:
     answer: Any
     errors: Dialect
     normalizes: bool = True
+    loads: bool = False
+    """Whether a request without text loads the model, or unloads it if `keep_alive` is 0, as in Ollama."""
 
 
 _FORMS = (
@@ -174,8 +105,8 @@ _FORMS = (
         ("/v1/embeddings", "/embeddings"),
         "Embed texts, as OpenAI does",
         OpenAIBody,
-        _openai,
-        OpenAIAnswer,
+        answers.openai,
+        answers.OpenAIAnswer,
         jina.DIALECT,
     ),
     _Form(
@@ -183,7 +114,7 @@ _FORMS = (
         ("/embed",),
         "Embed texts, as Text Embeddings Inference does",
         TeiBody,
-        _tei,
+        answers.tei,
         list[list[float]],
         tei.DIALECT,
     ),
@@ -192,19 +123,21 @@ _FORMS = (
         ("/api/embed",),
         "Embed texts, as Ollama does",
         OllamaBody,
-        _ollama,
-        OllamaAnswer,
+        answers.ollama,
+        answers.OllamaAnswer,
         ollama.DIALECT,
+        loads=True,
     ),
     _Form(
         "ollama-embeddings",
         ("/api/embeddings",),
         "Embed one text, as older versions of Ollama do",
         OllamaBody,
-        _old_ollama,
-        OldOllamaAnswer,
+        answers.old_ollama,
+        answers.OldOllamaAnswer,
         ollama.DIALECT,
         normalizes=False,
+        loads=True,
     ),
 )
 
@@ -220,6 +153,10 @@ def _handler(form: _Form) -> Callable[..., Any]:
         body = _parsed(form, value)
         asked = _request(form, body)
         request.state.model = reranker.registry.entry(asked.model).name
+        if form.loads and body.texts in ("", [], ()):
+            served = reranker.registry.find(asked.model)
+            await load_or_unload(reranker, served, asked.keep_alive_s)
+            return json_response(form.render(body, nothing(asked.model or served.name)))
         result = await reranker.answer_embedding(asked, timeout_s=timeout_s, client=client_of(request))
         warnings = (*result.warnings, *_truncated(result))
         headers = {"x-rerankd-warnings": warnings_header(warnings)} if warnings else {}

@@ -139,7 +139,7 @@ async def show(request: Request) -> Response:
 
 @router.post("/api/generate")
 @router.post("/api/chat")
-async def load_or_unload(request: Request) -> Response:
+async def without_text(request: Request) -> Response:
     """Load a model, or unload it if `keep_alive` is 0: `ollama stop` sends this. A request with a text is an
     error, since rerankd generates none."""
     reranker = _reranker(request)
@@ -151,10 +151,7 @@ async def load_or_unload(request: Request) -> Response:
             "/api/rerank."
         )
     keep_s = _keep_alive_s(sent)
-    if keep_s == 0:
-        reranker.registry.keep(served, 0)
-    else:
-        await load_in_time(reranker, served, keep_s)
+    await load_or_unload(reranker, served, keep_s)
     body: Done = {
         "model": sent.get("model") or served.name,
         "created_at": _time(_now()),
@@ -164,6 +161,14 @@ async def load_or_unload(request: Request) -> Response:
         "done_reason": "unload" if keep_s == 0 else "load",
     }
     return json_response(body)
+
+
+async def load_or_unload(reranker: Reranker, served: ServedModel, keep_alive_s: float | None) -> None:
+    """Load a model, or unload it for 0. Raises what a load raises."""
+    if keep_alive_s == 0:
+        reranker.registry.keep(served, 0)
+    else:
+        await load_in_time(reranker, served, keep_alive_s)
 
 
 def _reranker(request: Request) -> Reranker:
