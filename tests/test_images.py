@@ -84,9 +84,11 @@ def test_what_is_no_image_or_too_large_is_refused(data: bytes, says: str) -> Non
         ("kitten.png", ImageLink("kitten.png")),
         ("file:///etc/passwd", ImageLink("file:///etc/passwd")),
         ("data:", ImageLink("data:")),
+        (True, ImageLink("true")),
+        ({"href": "http://here/a.png"}, ImageLink("")),
     ],
 )
-def test_an_image_is_sent_as_base64_or_data_uri_or_link(sent: str, found: Any) -> None:
+def test_an_image_is_sent_as_base64_or_data_uri_or_link(sent: Any, found: Any) -> None:
     assert images.content({"image": sent}, "Document 0") == Document((found,))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
@@ -59,7 +60,9 @@ def _images(value: Mapping[str, Any]) -> Iterator[Image | ImageLink]:
 def _listed(value: Any) -> Iterator[Image | ImageLink]:
     for one in value if isinstance(value, list) else (value,):
         sent = one.get("url") if isinstance(one, dict) else one
-        yield image(sent) if isinstance(sent, str) else ImageLink("")
+        # A value that is a list or an object is not shown: it may be nested deeper than json can write.
+        shown = "" if isinstance(one, list | dict) else json.dumps(one)
+        yield image(sent) if isinstance(sent, str) else ImageLink(shown)
 
 
 def image(sent: str) -> Image | ImageLink:
