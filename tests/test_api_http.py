@@ -315,7 +315,8 @@ def test_a_wrong_path_names_the_right_one(method: str, path: str, says: str, mod
 # GET /v1/models/rerank asks for the model of that name.
 @pytest.mark.parametrize("path", [path for path in table.served() if path != "/v1/models/rerank"])
 def test_a_wrong_method_does_not_suggest_a_proxy_prefix(path: str, model: Model) -> None:
-    message = Service(model)("GET", path).json()["message"]
+    body = Service(model)("GET", path).json()
+    message = body["message"] if "message" in body else body["error"]  # Ollama's form
     assert f"GET is not allowed for {path}. The rerank" in message and "--api-prefix" not in message
 
 

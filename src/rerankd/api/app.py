@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
+from pathlib import PurePosixPath
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -103,7 +104,9 @@ async def _not_routed(request: Request, error: Exception) -> Response:
         return await http_exception_handler(request, error)  # raised by a dependency of the surrounding app
     path = request.scope["path"]
     where = hint(plain_path(path))
-    if plain_path(path).split("/")[-2] == "api":  # such as /api/pull: Ollama's clients print its error
+    if (
+        PurePosixPath(plain_path(path)).parent.name == "api"
+    ):  # such as /api/pull: Ollama's clients print its error
         use_dialect(request, ollama.DIALECT)
     if status == 405:
         allow = getattr(error, "headers", None)
