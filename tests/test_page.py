@@ -108,7 +108,7 @@ def texts(page: Page, column: int = 0) -> list[str]:
 
 def ask_example(page: Page) -> None:
     page.get_by_role("button", name="Load the example").click()
-    expect(page.locator(".rows .row")).to_have_count(5)
+    expect(page.locator("#answers:not([aria-busy]) .rows .row")).to_have_count(5)
 
 
 # --- try it ---
