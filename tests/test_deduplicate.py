@@ -56,3 +56,9 @@ def test_clean_changes_only_what_it_must() -> None:
     assert deduplicate.clean("u\u0308ber", nfc=True) == "über"
     assert deduplicate.clean("a\0b") == "a b"
     assert deduplicate.clean("a\ud800b") == "a\ufffdb"
+
+
+def test_each_text_has_its_first_document() -> None:
+    found = deduplicate.unique_texts(["", "b", "a", "b", "c"], 4)
+    assert [found.texts[at] for at in (0, 1)] == ["b", "a"]
+    assert found.first_documents([1, 0]) == [2, 1]

@@ -47,8 +47,7 @@ class BlockReader(Reader):
         prompt = BlockPrompt(
             self.recipe.template, self.control_tokens, query=question.query, instruction=question.instruction
         )
-        (two,) = [prompt.segments(["", ""]).documents]
-        first, each = map(len, await encoded(self.tokenizer, two))
+        first, each = map(len, await encoded(self.tokenizer, prompt.segments(["", ""]).documents))
         shared = len(question.before) + len(question.after)
         lengths = [len(one.ids) for one in reading.inputs]
         found: list[Input] = []

@@ -29,6 +29,13 @@ class UniqueTexts:
         wanted = {*texts}
         return tuple(at for at, text in enumerate(self.text_index) if text in wanted) if wanted else ()
 
+    def first_documents(self, texts: Sequence[int]) -> list[int]:
+        """Return, for each of these texts, the index of its first document."""
+        first: dict[int | None, int] = {}
+        for document, at in enumerate(self.text_index):
+            first.setdefault(at, document)
+        return [first[at] for at in texts]
+
 
 def unique_texts(documents: Sequence[Content], limit: int | None = None) -> UniqueTexts:
     """Deduplicate documents that `clean` has returned. Blank ones are left out, and only the first `limit`

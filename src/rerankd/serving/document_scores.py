@@ -252,7 +252,7 @@ async def _read(
     refused: dict[int, str] = {}
     while True:
         left = [at for at in missing if at not in refused]
-        numbers = [texts.text_index.index(at) for at in left] if not how.is_allowed else ()
+        numbers = texts.first_documents(left) if not how.is_allowed else ()
         wanted = [texts.texts[at] for at in left]
         try:
             if request.has_images:

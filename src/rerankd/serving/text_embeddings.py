@@ -59,7 +59,7 @@ async def embed_texts(
     missing = [at for at in range(len(contents)) if at not in known]
     cached_tokens = sum(known[at].tokens for at in texts.text_index if at in known)
     if missing:
-        numbers = [texts.text_index.index(at) for at in missing]
+        numbers = texts.first_documents(missing)
         how = replace(PLAIN, is_allowed=request.truncate)
         try:
             reading = await reader.read(prepared, [contents[at] for at in missing], how, numbers)

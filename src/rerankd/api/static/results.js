@@ -15,11 +15,11 @@ export function empty(place) {
 /** Show the answers to the same request of one model or two: `{value, response}` or `{error}` each. */
 export function show(place, answers, asked) {
   const columns = answers.map((one, at) => (one.error ? refused(one.error, asked[at]) : column(one, asked[at], answers.length > 1)));
-  const good = answers.filter((one) => one.value);
+  const good = answers.map((one, at) => ({ ...one, asked: asked[at] })).filter((one) => one.value);
   const count = good[0]?.value.results.length ?? 0;
   const parts = [
     good.length > 1 ? comparison(good.map((one) => one.value), asked) : null,
-    count > FEW ? filters(columns, good, asked) : null,
+    count > FEW ? filters(columns, good) : null,
     el("div", { class: answers.length > 1 ? "columns two" : "columns" }, columns),
   ];
   place.replaceChildren(...parts.filter(Boolean));
@@ -118,17 +118,16 @@ function text(whole) {
 }
 
 /** A filter by text and by score over all columns, and the export. */
-function filters(columns, answers, asked) {
+function filters(columns, answers) {
   const find = el("input", { type: "text", placeholder: t("Filter"), "aria-label": t("Filter") });
   const least = el("input", { type: "range", min: 0, max: 1, step: 0.01, value: 0, "aria-label": t("Lowest score") });
   const said = el("span", { class: "small muted", role: "status" });
   const apply = () => {
-    const rows = columns.flatMap((one) => [...one.querySelectorAll(".row")]);
+    const lists = columns.map((one) => [...one.querySelectorAll(".row")]).filter((rows) => rows.length);
     const lowest = Number(least.value);
-    for (const row of rows) row.hidden = (lowest > 0 && row.score < lowest) || !row.whole.includes(find.value.trim().toLowerCase());
-    const [first] = columns.map((one) => one.querySelectorAll(".row"));
-    const left = [...first].filter((row) => !row.hidden).length;
-    said.textContent = t("{n} of {all} · score from {score}", { n: left, all: first.length, score: lowest.toFixed(2) });
+    for (const row of lists.flat()) row.hidden = (lowest > 0 && row.score < lowest) || !row.whole.includes(find.value.trim().toLowerCase());
+    const left = lists[0].filter((row) => !row.hidden).length;
+    said.textContent = t("{n} of {all} · score from {score}", { n: left, all: lists[0].length, score: lowest.toFixed(2) });
   };
   find.addEventListener("input", apply);
   least.addEventListener("input", apply);
@@ -141,7 +140,7 @@ function filters(columns, answers, asked) {
     });
     return button;
   };
-  const records = () => answers.flatMap(({ value }, at) => value.results.map((row, rank) => ({ model: asked[at].model || value.model, rank: rank + 1, index: row.index, score: row.relevance_score, text: words(asked[at].documents[row.index]) })));
+  const records = () => answers.flatMap(({ value, asked }) => value.results.map((row, rank) => ({ model: asked.model || value.model, rank: rank + 1, index: row.index, score: row.relevance_score, text: words(asked.documents[row.index]) })));
   apply();
   return el(
     "div",

@@ -36,8 +36,8 @@ const CODE = { curl, python, javascript };
 let body = null;
 let answers = [];
 let kind = "curl";
-let chosen = 0; // which reading of the documents' text
-let isTable = false;
+let ways = readings(""); // how the documents' text can be read
+let chosen = 0; // which of them is taken
 let ongoing = null;
 let images = []; // documents that are images: {image: "data:…"}
 
@@ -95,27 +95,24 @@ export function update({ models }) {
 
 function show({ query, documents }) {
   images = [];
+  thumbnails();
   $("query").value = query;
   $("documents").value = documents.join("\n");
   read($("documents").value);
 }
 
 /** Read the text of the documents field in the most likely way. */
-function read(text, isFileOfTable = false) {
+function read(text, isTable = false) {
   chosen = 0;
-  isTable = isFileOfTable;
-  const { query } = readings(text, isTable)[0];
+  ways = readings(text, isTable);
+  const [{ query }] = ways;
   if (query && !$("query").value) $("query").value = query;
   count();
 }
 
-const reading = () => readings($("documents").value, isTable)[chosen] ?? { form: "lines", documents: [] };
-
 /** Say how the text is read; the select offers the other ways. */
 function count() {
-  const ways = readings($("documents").value, isTable);
-  const { form, column, documents } = reading();
-  thumbnails();
+  const { form, column, documents } = ways[chosen];
   const counted = t(documents.length === 1 ? "1 document" : "{n} documents", { n: documents.length });
   const way = ways.length > 1 ? "" : t(FORMS[form], { column });
   $("counted").textContent = documents.length ? `${counted}, ${way}` : t("One per line, CSV, JSON, or drop a file here");
@@ -149,7 +146,7 @@ async function open(file) {
   if (file.type.startsWith("image/")) {
     images.push({ image: await dataUri(file) });
     $("file").value = "";
-    return count();
+    return thumbnails();
   }
   const text = (await file.text()).replace(/^\uFEFF/, "").trim();
   $("documents").value = text;
@@ -172,7 +169,7 @@ function thumbnails() {
     const button = el("button", { type: "button", "aria-label": label, title: label }, el("img", { src: one.image, alt: "", class: "thumbnail" }));
     button.addEventListener("click", () => {
       images = images.filter((other) => other !== one);
-      count();
+      thumbnails();
     });
     return button;
   });
@@ -181,7 +178,7 @@ function thumbnails() {
 }
 
 function request(model) {
-  const asked = { model, query: $("query").value.trim(), documents: [...reading().documents, ...images] };
+  const asked = { model, query: $("query").value.trim(), documents: [...ways[chosen].documents, ...images] };
   const top = Number($("top").value);
   if (top > 0) asked.top_n = top;
   const instruction = $("instruction").value.trim();

@@ -89,7 +89,8 @@ class CausalModel(Prefixing):
         return scores
 
     def _forget(self, tokens: int) -> None:
-        """Free the memory that the request keeps after a text behind so many tokens."""
+        """After a pass behind `tokens` tokens, replace the inference request if they are many: it keeps the
+        memory of its largest pass."""
         if tokens > _LONG:
             self._request = self._compiled.create_infer_request()
 
