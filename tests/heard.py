@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from rerankd.config import Settings
 from rerankd.content import text_of
-from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
+from rerankd.domain import RerankRequest
+from rerankd.rerank_result import RerankResult, ScoredDocument
 from rerankd.service import Reranker
 from rerankd.serving.admission import ANONYMOUS, Client
 from rerankd.serving.pending_model import PendingModel

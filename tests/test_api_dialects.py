@@ -16,8 +16,9 @@ from rerankd.api.dialects import lenient, options, table
 from rerankd.api.dialects.dialect import joined
 from rerankd.api.responses import plain_path
 from rerankd.content import Document, Image, ImageLink, text_of
-from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
+from rerankd.domain import RerankRequest
 from rerankd.errors import EngineUnavailable, InvalidRequest, RerankdError, Unauthorized
+from rerankd.rerank_result import RerankResult, ScoredDocument
 
 _FOLDER = Path(__file__).parent / "dialects"
 _DIALECTS = {dialect.name: dialect for dialect in table.DIALECTS}

@@ -14,8 +14,9 @@ from rerankd.api.app import create_app
 from rerankd.api.dialects import table
 from rerankd.api.routes import router
 from rerankd.config import Settings, load
-from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
+from rerankd.domain import RerankRequest
 from rerankd.errors import ConfigError, EngineStartFailed, EngineTimeout, RerankdError
+from rerankd.rerank_result import RerankResult, ScoredDocument
 from rerankd.service import Reranker
 from rerankd.serving.admission import ANONYMOUS, Client
 from rerankd.serving.prepare_model import Model, prepare

@@ -19,8 +19,8 @@ from rerankd.api.dialects import table
 from rerankd.api.dialects.dialect import Dialect, Question
 from rerankd.api.dialects.lenient import Texts
 from rerankd.api.dialects.option_rules import Rules
-from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
+from rerankd.rerank_result import RerankResult
 from rerankd.service import Reranker
 from support import golden_settings
 

@@ -17,9 +17,9 @@ from listwise_models import MARKERS, NAMES
 from rerankd.backends.openvino.causal import TokenModel
 from rerankd.backends.worker.passes import Reading
 from rerankd.config import Settings
-from rerankd.domain import RerankResult
 from rerankd.errors import ModelFileError, TooLong
 from rerankd.formats import gguf_metadata
+from rerankd.rerank_result import RerankResult
 from rerankd.scoring import block_scores
 from rerankd.scoring.block_scores import Block
 from rerankd.service import Reranker

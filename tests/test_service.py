@@ -18,8 +18,9 @@ import pytest
 import fake_engine
 from rerankd.api.dialects.table import DEFAULT
 from rerankd.config import Settings
-from rerankd.domain import DocumentError, Normalization, RerankRequest, RerankResult
+from rerankd.domain import Normalization, RerankRequest
 from rerankd.errors import ConfigError, InvalidRequest, ModelFileError, TooLong, UnknownModel, Unscorable
+from rerankd.rerank_result import DocumentError, RerankResult
 from rerankd.scoring import deduplicate, normalize
 from rerankd.scoring.result import Scored, ranked
 from rerankd.service import Reranker

@@ -1,4 +1,4 @@
-"""The vocabulary of the project: rerank request and result, recipe, normalization, refusal.
+"""The vocabulary of the project: rerank request, recipe, normalization, refusal.
 
 Plain values without I/O or a framework. All layers use these terms:
 
@@ -245,56 +245,3 @@ _COUNTS = (
 )
 _TEXTS = ("model", "instruction")
 _WORDS = {"priority": get_args(Priority), "truncate_at": (None, *get_args(TruncateAt))}
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredDocument:
-    """A document's index in the request, its score, and its text if the request has `return_documents`."""
-
-    index: int
-    score: float
-    text: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DocumentError:
-    """A document that could not be scored: its index in the request, and the reason as a clause."""
-
-    index: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class RerankResult:
-    """Documents ordered by raw score, best first; documents with equal raw scores keep the request's order.
-
-    `unscored`, `blank` and `errors` name, by index, the documents without a raw score: omitted because of the
-    budget, blank, or failed. They are ranked last, in the request's order, with the lowest score possible
-    (see normalize.shown). `truncated` names the truncated documents.
-
-    `tokens` is the number of tokens that the engine read. `cached` is the number of distinct texts whose
-    score came from the cache; `cached_tokens` counts the tokens of these, and of the request's duplicates.
-    `normalization` is the name of the normalization, or `raw` for raw scores. `warnings` are sentences for
-    the client, for example which documents were truncated. Times are in seconds: waiting in the queue, in the
-    engine, and from start to end.
-    """
-
-    model: str
-    results: tuple[ScoredDocument, ...]
-    tokens: int
-    normalization: str
-    warnings: tuple[str, ...] = ()
-    truncated: tuple[int, ...] = ()
-    blank: tuple[int, ...] = ()
-    errors: tuple[DocumentError, ...] = ()
-    unscored: tuple[int, ...] = ()
-    cached: int = 0
-    cached_tokens: int = 0
-    queue_s: float = 0.0
-    engine_s: float = 0.0
-    total_s: float = 0.0
-
-    @property
-    def requested_tokens(self) -> int:
-        """Tokens of the whole request, whether the engine read them or their score was known."""
-        return self.tokens + self.cached_tokens

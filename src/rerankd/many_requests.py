@@ -7,8 +7,9 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from rerankd.domain import RerankRequest, RerankResult
+from rerankd.domain import RerankRequest
 from rerankd.errors import RerankdError
+from rerankd.rerank_result import RerankResult
 from rerankd.service import Reranker
 from rerankd.serving import request_checks
 from rerankd.serving.admission import ANONYMOUS, Client

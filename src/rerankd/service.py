@@ -17,11 +17,12 @@ from rerankd import config, keys
 from rerankd.backends.base import Engine
 from rerankd.config import Settings
 from rerankd.content import Content
-from rerankd.domain import RerankRequest, RerankResult
+from rerankd.domain import RerankRequest
 from rerankd.embedding import EmbedRequest, EmbedResult, finished
 from rerankd.errors import ConfigError, InvalidRequest, Misuse, Stopping
 from rerankd.metrics import Metrics
 from rerankd.process.states import Status
+from rerankd.rerank_result import RerankResult
 from rerankd.scoring.deduplicate import UniqueTexts
 from rerankd.scoring.result import Scored, ranked
 from rerankd.serving import metric_readings, request_checks, request_images

@@ -14,10 +14,10 @@ from typing import Any, NoReturn, Self, TypeVar
 
 from rerankd.config import Settings
 from rerankd.content import Content
-from rerankd.domain import RerankResult
 from rerankd.embedding import EmbedResult
 from rerankd.engine_owner import check_process
 from rerankd.errors import Misuse
+from rerankd.rerank_result import RerankResult
 from rerankd.service import Reranker
 from rerankd.serving.prepare_model import Model
 

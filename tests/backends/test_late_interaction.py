@@ -18,8 +18,8 @@ from rerankd.backends.token_vectors import KeptVectors, TokenVectors
 from rerankd.backends.worker.late_interaction import MaxSim, VectorCache, max_sim
 from rerankd.backends.worker.passes import Vectors
 from rerankd.config import Settings
-from rerankd.domain import RerankResult
 from rerankd.process.states import Ready
+from rerankd.rerank_result import RerankResult
 from rerankd.scoring.engine_input import Input, Question
 from rerankd.service import Reranker
 from rerankd.serving.prepare_model import prepare

@@ -15,8 +15,8 @@ from served import MODEL
 
 import fake_engine
 from rerankd import Reranker, Settings
-from rerankd.domain import RerankResult
 from rerankd.errors import EngineTimeout, EngineUnavailable, Stopping
+from rerankd.rerank_result import RerankResult
 
 
 def reranker(tmp_path: Path, *flags: str, **settings: Any) -> Reranker:

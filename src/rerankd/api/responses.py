@@ -29,8 +29,8 @@ from rerankd.api import limits
 from rerankd.api.auth import check_key
 from rerankd.api.dialects.dialect import Dialect
 from rerankd.api.dialects.table import DEFAULT
-from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
+from rerankd.rerank_result import RerankResult
 from rerankd.service import Reranker
 
 _log = logging.getLogger("rerankd.api")

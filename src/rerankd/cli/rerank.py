@@ -15,8 +15,8 @@ from rerankd.cli import completion, running_server
 from rerankd.cli.output import Config, Json, print_json, say
 from rerankd.cli.progress_bar import progress
 from rerankd.cli.tables import print_rows
-from rerankd.domain import RerankResult
 from rerankd.errors import InvalidRequest, RerankdError
+from rerankd.rerank_result import RerankResult
 
 
 def rerank(

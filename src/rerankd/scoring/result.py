@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rerankd.content import text_of
-from rerankd.domain import DocumentError, Normalization, RerankRequest, ScoredDocument
+from rerankd.domain import Normalization, RerankRequest
+from rerankd.rerank_result import DocumentError, ScoredDocument
 from rerankd.scoring import deduplicate, normalize
 from rerankd.scoring.deduplicate import UniqueTexts
 

@@ -12,8 +12,9 @@ from rerankd.api.dialects import jina, voyage
 from rerankd.api.dialects.dialect import Body, Dialect
 from rerankd.api.dialects.lenient import Query, Texts
 from rerankd.api.dialects.option_rules import Rules, request
-from rerankd.domain import RerankRequest, RerankResult
+from rerankd.domain import RerankRequest
 from rerankd.errors import RerankdError
+from rerankd.rerank_result import RerankResult
 
 
 class Input(BaseModel):

@@ -12,8 +12,9 @@ from typing_extensions import TypedDict
 from rerankd.api.dialects.lenient import Query, Texts
 from rerankd.api.dialects.option_rules import Rules, request, schema
 from rerankd.api.dialects.type_errors import sentence
-from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
+from rerankd.domain import RerankRequest
 from rerankd.errors import InvalidRequest, RerankdError
+from rerankd.rerank_result import RerankResult, ScoredDocument
 
 Render = Callable[[RerankResult, str], Any]
 

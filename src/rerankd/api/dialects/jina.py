@@ -15,8 +15,8 @@ from typing_extensions import TypedDict
 from rerankd.api.dialects.dialect import Dialect, Question
 from rerankd.api.dialects.lenient import Texts
 from rerankd.api.dialects.option_rules import Rules
-from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
+from rerankd.rerank_result import RerankResult
 
 
 class RerankBody(Question):

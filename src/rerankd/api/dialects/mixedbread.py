@@ -11,7 +11,7 @@ from rerankd.api.dialects import jina
 from rerankd.api.dialects.dialect import Dialect, Question, rows
 from rerankd.api.dialects.lenient import Texts
 from rerankd.api.dialects.option_rules import Rules
-from rerankd.domain import RerankResult
+from rerankd.rerank_result import RerankResult
 
 
 class MixedbreadBody(Question):

@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from rerankd.api.dialects import jina, voyage
 from rerankd.api.dialects.dialect import Dialect, plain_error, rows
-from rerankd.domain import RerankResult
+from rerankd.rerank_result import RerankResult
 
 
 class Answer(TypedDict):

@@ -10,8 +10,8 @@ from typing_extensions import TypedDict
 from rerankd.api.dialects.dialect import Dialect, Question, rows
 from rerankd.api.dialects.lenient import Texts
 from rerankd.api.dialects.option_rules import ALL_ROWS, Rules
-from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
+from rerankd.rerank_result import RerankResult
 
 
 class TeiBody(Question):

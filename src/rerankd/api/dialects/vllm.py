@@ -19,8 +19,9 @@ from rerankd.api.dialects import images, jina
 from rerankd.api.dialects.dialect import Body, Dialect
 from rerankd.api.dialects.lenient import OneOrMore
 from rerankd.api.dialects.option_rules import ALL_ROWS, NO_TEXTS, Rules, request
-from rerankd.domain import RerankRequest, RerankResult
+from rerankd.domain import RerankRequest
 from rerankd.errors import InvalidRequest
+from rerankd.rerank_result import RerankResult
 
 
 class ScoreBody(Body):

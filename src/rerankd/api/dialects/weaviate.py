@@ -15,7 +15,8 @@ from typing_extensions import TypedDict
 
 from rerankd.api.dialects.dialect import Dialect, Question, plain_error
 from rerankd.api.dialects.option_rules import ALL_ROWS, Rules
-from rerankd.domain import RerankRequest, RerankResult
+from rerankd.domain import RerankRequest
+from rerankd.rerank_result import RerankResult
 
 
 class WeaviateBody(Question):
