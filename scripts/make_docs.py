@@ -3,13 +3,15 @@
 The settings of docs/configuration.md come from their descriptions, docs/cli.md from the commands' help, the
 tables of docs/models.md from the catalog and from the tests' kinds of files, the memory in docs/gpu.md from
 the estimate that chooses an engine, and the options and paths of docs/api.md from the tables that the service
-reads. tests/test_documentation.py fails if a page is out of date.
+reads. The alert rules for the Prometheus operator are those of deploy/prometheus/.
+tests/test_documentation.py fails if a page is out of date.
 """
 
 from __future__ import annotations
 
 import inspect
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from rerankd.formats.metadata import ModelMetadata
 from rerankd.hub import listing
 
 DOCS = Path(__file__).parents[1] / "docs"
+DEPLOY = Path(__file__).parents[1] / "deploy"
 sys.path.append(str(DOCS.parent / "tests"))  # for family_table
 
 
@@ -230,9 +233,27 @@ MADE = {
 """Each generated part: its name, its page, and the function that makes it."""
 
 
+_RULE = """\
+# Made from deploy/prometheus/rerankd.rules.yaml by `make docs`.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: rerankd
+  labels: {app.kubernetes.io/name: rerankd}
+spec:
+"""
+
+
+def prometheus_rule() -> str:
+    """The alert rules as a manifest for the Prometheus operator."""
+    text = (DEPLOY / "prometheus" / "rerankd.rules.yaml").read_text(encoding="utf-8")
+    return _RULE + textwrap.indent(text[text.index("\ngroups:") + 1 :], "  ")
+
+
 def written() -> dict[Path, str]:
     """Each page with generated parts, and its current text. Raises ValueError for a missing marker."""
-    pages: dict[Path, str] = {}
+    rule = DEPLOY / "kubernetes" / "components" / "monitoring" / "prometheus-rule.yaml"
+    pages = {rule: prometheus_rule()}
     for name, (file, make) in MADE.items():
         path = DOCS / file
         page = pages.get(path) or path.read_text(encoding="utf-8")

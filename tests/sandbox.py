@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,6 +70,43 @@ def unit(text: str, state: Path, runtime: Path) -> list[str]:
     words += ["sh", "-c", 'umask 0077; exec "$@"', "sh"]
     if re.search(r"^MemoryDenyWriteExecute=(yes|true|on|1)$", text, re.MULTILINE):
         words += [sys.executable, "-c", _DENY_WRITE_EXECUTE]
+    return words
+
+
+def pod(spec: Mapping[str, Any], volumes: Mapping[str, Path]) -> list[str]:
+    """Like the first container of a pod: the user, the read-only root and the mounts of this pod spec.
+
+    `volumes` has a folder for the name of each volume that is not an emptyDir.
+    """
+    (container, *_), user = spec["containers"], spec["securityContext"]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    identity = ("--unshare-user", "--uid", str(user["runAsUser"]), "--gid", str(user["runAsGroup"]))
+    empty = {one["name"] for one in spec["volumes"] if "emptyDir" in one}
+    mounts = {Path(one["mountPath"]): one for one in container["volumeMounts"]}
+    words: list[str] = []
+    for path, mount in mounts.items():
+        if mount["name"] in empty:
+            words += ["--tmpfs", str(path)]
+        else:
+            how = "--ro-bind" if mount.get("readOnly") else "--bind"
+            words += [how, str(volumes[mount["name"]]), str(path)]
+    hidden = [word for name in _DEVICES for word in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")]
+    root = [*_root_around(mounts), "--dir", "/dev", *hidden, "--proc", "/proc", *words, *seen()]
+    return bubble(*identity, "--cap-drop", "ALL", *root, "--remount-ro", "/", "--chdir", "/")
+
+
+def _root_around(mounts: Iterable[Path]) -> list[str]:
+    """Bind what is in / into an empty root, one by one where a mount point has to be made beside it."""
+    inside = {parent for mount in mounts for parent in mount.parents}
+    left_out = {*mounts, Path("/proc"), Path("/dev"), Path("/sys")}
+    words = ["--tmpfs", "/"]
+    for folder in sorted(inside):
+        words += ["--dir", str(folder)]
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if path.is_symlink():
+                words += ["--symlink", os.readlink(path), str(path)]
+            elif path not in left_out and path not in inside:
+                words += ["--ro-bind", str(path), str(path)]
     return words
 
 

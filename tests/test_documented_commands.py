@@ -89,6 +89,9 @@ def test_what_a_command_names_exists(words: list[str]) -> None:
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         named = [extra for word in rest for extra in re.findall(r"^rerankd\[(\w+)\]$", word)]
         assert set(named) <= extras.keys()
+    elif name == "kubectl":
+        for path in re.findall(r"deploy/[\w/.-]+", " ".join(rest)):
+            assert (ROOT / path).exists(), path
     elif name == "python" and rest[0] != "-c":
         assert (ROOT / rest[0]).is_file()
     elif name == "python":
