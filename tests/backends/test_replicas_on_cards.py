@@ -16,6 +16,7 @@ from rerankd.memory import MEMORY
 from rerankd.metrics import Metrics
 from rerankd.process.rundir import RunDir
 from rerankd.serving import memory_budgets
+from rerankd.serving.disk_caches import DiskCaches
 from rerankd.serving.loader import Loader
 from rerankd.serving.prepare_model import prepare
 from rerankd.serving.served_model import ServedModel
@@ -57,7 +58,9 @@ async def test_replicas_are_spread_over_cards(
     offer = replace(offer, on_cpu=False, spans_cards=spans, cards=tuple(only), memory_bytes=4 * GIB)
     model = replace(model, selection=Selection(offer, None, {}))
     sockets = RunDir()
-    served = ServedModel(model, settings, Metrics(dict), lambda: sockets, StateStore(tmp_path))
+    served = ServedModel(
+        model, settings, Metrics(dict), lambda: sockets, StateStore(tmp_path), DiskCaches(settings)
+    )
     loader = Loader[ServedModel]({MEMORY: 99 * GIB, **budgets})
     loader.add(served, *memory_budgets.needs(model, loader.budgets), None)
     async with loader.use(served):

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rerankd.domain import Recipe
     from rerankd.formats.metadata import ModelMetadata
 
+_VECTOR_FILE = "RERANKD_ENGINE_VECTOR_FILE"
+
 
 @dataclass(frozen=True, slots=True)
 class TokenVectors:
@@ -52,6 +54,28 @@ class TokenVectors:
         return "--token-vectors", json.dumps(asdict(self))
 
 
+@dataclass(frozen=True, slots=True)
+class VectorFile:
+    """Where an engine keeps the vectors of documents on disk (see disk_cache.py). `identity` stands for
+    everything that they depend on besides the token ids."""
+
+    path: str
+    most_bytes: int
+    ttl_s: float
+    identity: str = ""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment variable of a worker program."""
+        return {_VECTOR_FILE: json.dumps(asdict(self))}
+
+    @classmethod
+    def of_environment(cls, environment: Mapping[str, str]) -> VectorFile | None:
+        """The file of this worker program; None if it keeps no vectors on disk."""
+        argument = environment.get(_VECTOR_FILE)
+        return cls(**json.loads(argument)) if argument else None
+
+
 def longest(recipe: Recipe) -> int:
     """The most tokens of an input of the engine: a document, or a query where that is read apart."""
     interaction = recipe.interaction
@@ -61,12 +85,14 @@ def longest(recipe: Recipe) -> int:
 @dataclass(frozen=True, slots=True)
 class KeptVectors:
     """The document vectors that an engine keeps: their number and memory, and how many documents had vectors
-    that were kept (`hits`) or not since the engine started. A chunk of a document counts as one."""
+    that were kept (`hits`) or not since the engine started; `disk_hits` of these hits came from disk. A chunk
+    of a document counts as one."""
 
     documents: int = 0
     size_bytes: int = 0
     hits: int = 0
     misses: int = 0
+    disk_hits: int = 0
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> KeptVectors:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from rerankd.backends.options import Needs, Options, setting
 from rerankd.config import folders
@@ -25,6 +25,12 @@ def _sendable(value: object) -> object:
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in key):
         raise ValueError("a header can't contain line breaks or control characters")
     return key
+
+
+def _none_or_enough(megabytes: int) -> int:
+    if 0 < megabytes < 32:
+        raise ValueError("must be 0 or at least 32")
+    return megabytes
 
 
 def _slashed(value: object) -> object:
@@ -47,6 +53,27 @@ class FixedSettings(Options):
     )
     home: Path = setting(
         default_factory=folders.user_data, names_program=True, description="folder for models and logs"
+    )
+    cache_path: Annotated[Path | None, BeforeValidator(_sendable)] = Field(
+        None,
+        description="folder on a local disk for scores and vectors that survive a restart; if not set, they "
+        "are kept in memory only",
+    )
+    cache_disk_mb: int = Field(
+        256, ge=32, le=2**24, description="maximum MiB of scores in cache_path; about 80 bytes each"
+    )
+    vectors_disk_mb: Annotated[int, AfterValidator(_none_or_enough)] = Field(
+        1024,
+        ge=0,
+        le=2**24,
+        description="maximum MiB of vectors in cache_path, of embeddings and of documents of "
+        "late_interaction models; at least 32, or 0 to write none",
+    )
+    cache_ttl_s: float = Field(
+        30 * DAY_S,
+        ge=0,
+        le=3650 * DAY_S,
+        description="seconds after which a score or vector in cache_path is not used any more; 0: never",
     )
     memory_budget: MemoryBytes = Field(
         None,

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -61,6 +61,10 @@ class Launch(Generic[EngineT]):
     connect: Callable[[Path], EngineT]
     environment: Mapping[str, str] = field(default_factory=dict)
     advice: failure_reasons.Advice = field(default_factory=dict)
+
+    def within(self, environment: Mapping[str, str]) -> Launch[EngineT]:
+        """The same with more variables."""
+        return replace(self, environment={**self.environment, **environment})
 
 
 class Child:

@@ -4,9 +4,9 @@ The score cache evicts the least recently used score.
 
 A raw score depends on the query, the document and its truncation, the model and its recipe, and the engine's
 build, precision and device. A cache key is a digest of all of them. It contains texts rather than token ids,
-so a cached text needs no tokenization. The model file is identified by path, size, modification time and
-header: hashing gigabytes at each start only to distinguish files that agree in all four is not worth it, and
-a file that changes while rerankd runs is refused at the next start of its engine.
+so a cached text needs no tokenization. In memory alone, the model file is identified by path, size,
+modification time and header: a file that changes while rerankd runs is refused at the next start of its
+engine. Entries that outlive the process need more (see serving/content_identity.py).
 
 An entry holds a digest, a raw score, a token count and a flag: about 300 bytes including the dictionary's
 overhead, whatever the length of the texts.
@@ -89,9 +89,18 @@ class ScoreCache:
     def __init__(self, max_entries: int, model: str, vector_bytes: int = 0) -> None:
         self.max_entries = max_entries
         self.vectors = VectorCache(vector_bytes)
-        self._of_model = hashlib.blake2b(model.encode("utf-8", "replace"), digest_size=_DIGEST_BYTES)
+        self.set_model(model)
         self._model = self._of_model
         self._values: OrderedDict[bytes, CachedScore] = OrderedDict()
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether scores are kept."""
+        return bool(self.max_entries)
+
+    def set_model(self, model: str) -> None:
+        """Identify the model by another string, from the next `set_engine` on."""
+        self._of_model = hashlib.blake2b(model.encode("utf-8", "replace"), digest_size=_DIGEST_BYTES)
 
     def set_engine(self, engine: str) -> None:
         """Set the engine that computes scores from now on, as a string that identifies its build, precision
@@ -109,7 +118,7 @@ class ScoreCache:
     def keys(self, question: bytes, texts: Sequence[Content], truncation: str = "") -> list[bytes]:
         """The cache key of each document for a question (see engine_input.Question.key), or an empty list if
         the cache is disabled. `truncation` is a string that identifies how documents are truncated."""
-        return self.digests(question, texts, truncation) if self.max_entries else []
+        return self.digests(question, texts, truncation) if self.is_enabled else []
 
     def digests(self, question: bytes, texts: Sequence[Content], truncation: str = "") -> list[bytes]:
         """The same keys, whether or not the cache is disabled."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from rerankd.content import Content
 from rerankd.domain import RerankRequest
 from rerankd.errors import TextsRefused
 from rerankd.scoring import block_scores, deduplicate, image_inputs
-from rerankd.scoring.cache import CachedScore, ScoreCache
+from rerankd.scoring.cache import CachedScore
 from rerankd.scoring.deduplicate import UniqueTexts
 from rerankd.scoring.inputs import Reader, Reading
 from rerankd.scoring.question import PreparedQuestion, Truncation, takes_instruction
@@ -145,7 +146,8 @@ async def score_documents(
     others = "\0".join(("", *whole)) if has_blocks else ""
     keys = cache.keys(prepared.question.key, texts.texts, how.of_documents + others)
     outcome = _Outcome()
-    for at, score in _known(cache, keys, how, is_whole=has_blocks).items():
+    known = await cache.find(keys, budget.left_s if budget else math.inf)
+    for at, score in _usable(known, len(keys), how, is_whole=has_blocks).items():
         outcome.add_cached(at, score)
     cached = len(outcome.raw)
     missing = [at for at in range(len(texts.texts)) if at not in outcome.raw]
@@ -199,16 +201,12 @@ async def score_documents(
     )
 
 
-def _known(
-    cache: ScoreCache, keys: Sequence[bytes], how: Truncation, *, is_whole: bool
-) -> dict[int, CachedScore]:
-    """The cached scores, by the index of the text. With `is_whole`, those of all texts or none."""
-    found = {
-        at: score
-        for at, key in enumerate(keys)
-        if (score := cache.get(key)) is not None and (how.is_allowed or not score.is_truncated)
-    }
-    return found if not is_whole or len(found) == len(keys) else {}
+def _usable(
+    known: Mapping[int, CachedScore], texts: int, how: Truncation, *, is_whole: bool
+) -> Mapping[int, CachedScore]:
+    """The cached scores that the request may use. With `is_whole`, those of all texts or none."""
+    found = {at: score for at, score in known.items() if how.is_allowed or not score.is_truncated}
+    return found if not is_whole or len(found) == texts else {}
 
 
 def _owners(readable: Sequence[int], reading: Reading) -> Iterator[tuple[int, int]]:

@@ -19,6 +19,7 @@ from rerankd.process.tasks import Background
 from rerankd.progress import Progress, silent
 from rerankd.serving import prepare_model as preparing
 from rerankd.serving.admission import QueueLimits
+from rerankd.serving.disk_caches import DiskCaches
 from rerankd.serving.loader import Loader
 from rerankd.serving.memory_budgets import budgets, needs
 from rerankd.serving.model_names import Entry, ModelNames, check_names, first_of
@@ -39,6 +40,7 @@ class ModelRegistry(ModelNames):
         super().__init__(settings)
         self._metrics = metrics
         self._state = StateStore(settings.home)
+        self.disk = DiskCaches(settings)
         self._loader = Loader[ServedModel](budgets(settings), least_stay_s=settings.least_stay_s)
         self.setup = ModelSetup(self, self._take)
         self._run_dir: rundir.RunDir | None = None
@@ -68,6 +70,7 @@ class ModelRegistry(ModelNames):
         if not self.entries:
             self._expect(await asyncio.to_thread(preparing.wanted, self.settings))
         self.owner = Owner.here()
+        self.disk.start()
         self._run_dir = await asyncio.to_thread(rundir.make)
         self._sampling = asyncio.create_task(self._metrics.sample())
         for pending in self.pending:
@@ -116,6 +119,7 @@ class ModelRegistry(ModelNames):
             self._sampling.cancel()
         if self._run_dir is not None:
             self._run_dir.remove()
+        await asyncio.to_thread(self.disk.close)
 
     def _stop_admitting(self) -> list[ServedModel]:
         """Admit no new requests. Returns all models, including removed ones that are still in use."""
@@ -243,7 +247,7 @@ class ModelRegistry(ModelNames):
         """Add a model to the loader. Raises DoesNotFit, and ConfigError if a model in `beside` has one of its
         names."""
         check_names(model.names, beside)
-        served = ServedModel(model, self.settings, self._metrics, self._sockets, self._state)
+        served = ServedModel(model, self.settings, self._metrics, self._sockets, self._state, self.disk)
         served.on_changed_file = lambda: self._reread(served)
         least, guess = needs(model, self.budgets)
         self._loader.add(served, least, guess, model.wanted.idle_unload_s)

@@ -23,12 +23,13 @@ from rerankd.process.failure_reasons import Cause
 from rerankd.process.rundir import RunDir
 from rerankd.process.states import Failed, Starting, State, Status, Stopped, Stopping, Unloaded
 from rerankd.process.supervisor import Supervisor
-from rerankd.scoring.cache import ScoreCache
 from rerankd.scoring.inputs import Reader
 from rerankd.serving import model_tokenizer
 from rerankd.serving.admission import QueueLimits
+from rerankd.serving.disk_caches import DiskCaches
 from rerankd.serving.load_backoff import Backoff
 from rerankd.serving.memory_budgets import HeldMemory, of_replica
+from rerankd.serving.model_cache import ModelCache
 from rerankd.serving.model_tokenizer import EngineTokenizer, ModelVocabulary
 from rerankd.serving.prepare_model import Model, fingerprint
 from rerankd.serving.queue import Queue
@@ -56,12 +57,12 @@ class ServedModel:
         metrics: Metrics,
         run_dir: Callable[[], RunDir],
         learned: StateStore,
+        disk: DiskCaches,
     ) -> None:
         self.model = model
         self.name, self.names, self.wanted = model.name, model.names, model.wanted
         self.settings = settings
-        identity = f"{model.fingerprint} {model.recipe!r}"
-        self.cache = ScoreCache(settings.cache_entries, identity, settings.embedding_cache_bytes)
+        self.cache = ModelCache(model, settings, disk, learned)
         self.log = store.Store(settings.home).log_of(model.name)
         self._metrics, self._run_dir, self._learned = metrics, run_dir, learned
         self._vocabulary = ModelVocabulary(model.metadata)
@@ -85,11 +86,9 @@ class ServedModel:
         )
         self._safer = SaferSettings(learned, model.name, model.fingerprint, model.engine.build)
         self.replicas: Replicas | None = None
-        self._is_settling = False
-        self._settled = model.engine
+        self._is_settling, self._settled = False, model.engine
         self.on_changed_file: Callable[[], None] = lambda: None
-        # Why a file that replaced the model's file can't be served.
-        self.why_not_read = ""
+        self.why_not_read = ""  # the reason why a file that replaced the model's can't be served
         self._backoff, self._memory = Backoff(), HeldMemory()
         self._cards: tuple[str, ...] = ()
         self._earlier: Status[Engine] = Status()
@@ -182,7 +181,7 @@ class ServedModel:
             self._settled = await offer.backend.settle(offer, self._learned, self.log, timeout_s)
         finally:
             self._is_settling = False
-        self.cache.set_engine(self._computes())
+        await self.cache.identify()
         steps = self._settled.backend.steps(self._settled, self._cards)
         self._safer.begin((*steps, *self.model.selection.last_steps))
         replicas = [self._supervise(at) for at in range(self.wanted.replicas)]
@@ -193,14 +192,12 @@ class ServedModel:
         await self.replicas.ensure_ready()
 
     def _computes(self) -> str:
-        """Identifies what the scores depend on besides the model and the texts: the engine's build, precision
-        and device."""
+        """What the scores depend on besides model and texts (see Backend.identity)."""
         return self.engine.backend.identity(self.engine, self._steps)
 
     async def unload(self, *, at_once: bool = False) -> None:
         """Stop the engines. Safe to call again; `at_once` then ends an earlier call."""
-        replicas = self.replicas
-        if replicas is None:
+        if (replicas := self.replicas) is None:
             return
         await replicas.stop(at_once=at_once)
         if self.replicas is replicas:
@@ -258,16 +255,19 @@ class ServedModel:
             nonlocal begun_with
             # A changed file may need another recipe.
             if self.is_changed():
-                if self.model.path.exists():
-                    self.on_changed_file()
-                    why = f"can't be served in its new form: {self.why_not_read}"
-                    why = why if self.why_not_read else "is being read again."
-                    raise EngineStartFailed(f"{self.model.path} has changed and {why}")
-                raise EngineStartFailed(f"{self.model.path} is missing. Restore it, or serve another model.")
+                if not self.model.path.exists():
+                    raise EngineStartFailed(
+                        f"{self.model.path} is missing. Restore it, or serve another model."
+                    )
+                self.on_changed_file()
+                why = f"can't be served in its new form: {self.why_not_read}"
+                why = why if self.why_not_read else "is being read again."
+                raise EngineStartFailed(f"{self.model.path} has changed and {why}")
             begun_with = safer.taken
             self.cache.set_engine(self._computes())
             cards = of_replica(at, self.engine, self._cards)
-            return self.engine.backend.launch(self.engine, self._steps, cards, socket)
+            launch = self.engine.backend.launch(self.engine, self._steps, cards, socket)
+            return launch.within(self.cache.engine_environment)
 
         def lost(cause: Cause, loaded: bool) -> bool:
             if begun_with != safer.taken:  # another replica has already taken the next step
@@ -295,5 +295,6 @@ class ServedModel:
 
     async def _check(self, engine: Engine) -> None:
         """Run the self-test on a loaded engine. Raises Unscorable if it fails, unless forced."""
+        await self.cache.check_unchanged()
         await self.self_test.check(engine, self.engine, self._computes(), is_safer=bool(self._safer.taken))
         await asyncio.to_thread(self._safer.is_ready)

@@ -53,7 +53,7 @@ async def embed_texts(
     prepared = await _prepared(reader, request)
     contents = cast("Sequence[str]", texts.texts)
     keys = cache.digests(prepared.question.key, contents, prepared.prefix)
-    known = {at: found for at, key in enumerate(keys) if (found := cache.vectors.get(key)) is not None}
+    known = await cache.find_vectors(keys)
     if not request.truncate:
         known = {at: one for at, one in known.items() if not one.is_truncated}
     missing = [at for at in range(len(contents)) if at not in known]
@@ -71,7 +71,7 @@ async def embed_texts(
             raise EngineError(f"Text {numbers[number]} could not be embedded: {why}.")
         for number, at in enumerate(missing):
             vector: Any = scores.values[number]
-            known[at] = cache.vectors.put(
+            known[at] = cache.put_vector(
                 keys[at], vector, reading.inputs[number].tokens, is_truncated=number in reading.truncated
             )
     rows = [known[at] for at in texts.text_index if at is not None]

@@ -1,28 +1,36 @@
 """Late interaction: MaxSim of the vectors of a query's and a document's tokens, and vectors that are kept.
 
 A document's vectors depend on its token ids alone, so those of recent documents are kept, up to a number of
-bytes. A document that was read before costs its MaxSim, for any query.
+bytes. A document that was read before costs its MaxSim, for any query. With a VectorFile, they are kept on
+disk, too, as they were computed: a score does not depend on where its vectors were.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from rerankd.backends.token_vectors import KeptVectors, TokenVectors
+from rerankd.backends.token_vectors import KeptVectors, TokenVectors, VectorFile
 from rerankd.backends.worker.methods import Plan, unit
 from rerankd.backends.worker.passes import Reading, Vectors
+from rerankd.disk_cache import READ_WAIT_S, DiskCache
 from rerankd.scoring.engine_input import Ids, Input
 
 # What a kept document takes besides its numbers: key, array, and the dictionary's entry.
 _OVERHEAD_BYTES = 256
 # One request sends its query in several calls, and clients often repeat a query.
 _QUERIES_BYTES = 16 * 2**20
+# The numbers of a vector; then the vectors, as float32.
+_WIDTH = struct.Struct("<I")
 
 
 class VectorCache:
@@ -66,23 +74,66 @@ class VectorCache:
                 self._kept = replace(self._kept, size_bytes=size)
 
 
+class VectorDisk:
+    """The vectors of documents on disk, by the keys of VectorCache."""
+
+    def __init__(self, file: VectorFile) -> None:
+        self._identity = bytes.fromhex(file.identity)
+        self._disk = DiskCache(Path(file.path), file.most_bytes, file.ttl_s)
+        self._disk.start()
+        self.hits = 0
+
+    def find(self, keys: Sequence[bytes]) -> dict[bytes, Vectors]:
+        """The vectors of those texts that are known. Waits for the disk for READ_WAIT_S."""
+        own = {self._key(key): key for key in keys}
+        reading = self._disk.find([*own])
+        try:
+            values = reading.result(READ_WAIT_S)
+        except (TimeoutError, CancelledError):
+            reading.cancel()
+            return {}
+        found = {}
+        for key, value in values.items():
+            (width,) = _WIDTH.unpack_from(value)
+            found[own[key]] = np.frombuffer(value, np.float32, offset=_WIDTH.size).reshape(-1, width)
+        self.hits += len(found)
+        return found
+
+    def put(self, key: bytes, vectors: Vectors) -> None:
+        self._disk.put(self._key(key), _WIDTH.pack(vectors.shape[1]) + vectors.tobytes())
+
+    def _key(self, key: bytes) -> bytes:
+        return hashlib.blake2b(self._identity + key, digest_size=16).digest()
+
+
 class MaxSim:
     """See methods.Method. The network returns a row for each token."""
 
-    def __init__(self, how: TokenVectors) -> None:
+    def __init__(self, how: TokenVectors, disk: VectorDisk | None = None) -> None:
         self._how = how
         self._skiplist = np.array(how.skiplist, np.int32)
         self._documents = VectorCache(how.most_bytes)
+        self._disk = disk
         self._queries = VectorCache(_QUERIES_BYTES)
+
+    @classmethod
+    def here(cls, how: TokenVectors) -> MaxSim:
+        """The method of this worker program, with the vectors on disk that the service gave it."""
+        file = VectorFile.of_environment(os.environ)
+        return cls(how, VectorDisk(file) if file is not None else None)
 
     @property
     def kept(self) -> KeptVectors:
-        return self._documents.kept
+        found = self._documents.kept
+        if self._disk is None:
+            return found
+        on_disk = self._disk.hits
+        return replace(found, hits=found.hits + on_disk, misses=found.misses - on_disk, disk_hits=on_disk)
 
     def plan(self, inputs: Sequence[Input], *, anew: bool = False) -> Plan:
         texts = [one.whole for one in inputs]
         keys = list(map(_key, texts))
-        known = {} if anew else self._documents.find(keys)
+        known = {} if anew else self._known(keys)
         unread = {key: ids for key, ids in zip(keys, texts, strict=True) if key not in known}
         asking = [_key(one.question.ids) for one in inputs]
         asked = {key: one.question.ids for key, one in zip(asking, inputs, strict=True)}
@@ -94,6 +145,8 @@ class MaxSim:
                 known[key] = unit(states[~np.isin(ids, self._skiplist)])
                 if not anew:
                     self._documents.put(key, known[key])
+                    if self._disk is not None:
+                        self._disk.put(key, known[key])
             for key, states in zip(new, rows[len(unread) :], strict=True):
                 queries[key] = unit(states)
                 self._queries.put(key, queries[key])
@@ -103,6 +156,16 @@ class MaxSim:
 
         documents = [Reading(ids, len(ids)) for ids in unread.values()]
         return Plan([*documents, *(self._query(asked[key]) for key in new)], scores)
+
+    def _known(self, keys: Sequence[bytes]) -> dict[bytes, Vectors]:
+        """The vectors of documents that are kept in memory or on disk."""
+        known = self._documents.find(keys)
+        missing = [key for key in dict.fromkeys(keys) if key not in known]
+        if self._disk is not None and missing:
+            for key, vectors in self._disk.find(missing).items():
+                self._documents.put(key, vectors)
+                known[key] = vectors
+        return known
 
     def _query(self, ids: Ids) -> Reading:
         """A query, filled up with the expansion token."""

@@ -44,7 +44,7 @@ def method_of(
     """The method of a network that returns raw scores, vectors of texts, or with `token_vectors` or
     `reads_blocks` those of tokens."""
     if token_vectors is not None:
-        return MaxSim(token_vectors)
+        return MaxSim.here(token_vectors)
     if reads_blocks:
         return Listwise()
     return Logits() if returns_scores else Cosines()

@@ -1,0 +1,46 @@
+"""The files of the cache on disk, in the folder `cache_path`; all models share them."""
+
+from __future__ import annotations
+
+from rerankd.backends.token_vectors import VectorFile
+from rerankd.config import Settings
+from rerankd.disk_cache import DiskCache, DiskStatus
+
+_SCORES, _VECTORS = "scores.sqlite", "vectors.sqlite"
+
+
+class DiskCaches:
+    """Raw scores, and vectors. The service reads and writes scores and embeddings; the engines of
+    late-interaction models do so with the vectors of documents, in the file `engine_vectors`, so that these
+    are not copied between processes. All are None if `cache_path` is not set."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.scores: DiskCache | None = None
+        self.vectors: DiskCache | None = None
+        self.engine_vectors: VectorFile | None = None
+        folder, ttl_s = settings.cache_path, settings.cache_ttl_s
+        if folder is None:
+            return
+        self.scores = DiskCache(folder / _SCORES, settings.cache_disk_mb * 2**20, ttl_s)
+        if settings.vectors_disk_mb:
+            path, most_bytes = (folder / _VECTORS).absolute(), settings.vectors_disk_mb * 2**20
+            self.engine_vectors = VectorFile(str(path), most_bytes, ttl_s)
+            self.vectors = DiskCache(path, most_bytes, ttl_s)
+
+    @property
+    def status(self) -> dict[str, DiskStatus]:
+        """The state of each file, by what it holds."""
+        both = {"scores": self.scores, "vectors": self.vectors}
+        return {name: one.status() for name, one in both.items() if one is not None}
+
+    def start(self) -> None:
+        """Open the files, in other threads."""
+        for one in (self.scores, self.vectors):
+            if one is not None:
+                one.start()
+
+    def close(self) -> None:
+        """Write what waits, and close the files. Blocks for some seconds at most."""
+        for one in (self.scores, self.vectors):
+            if one is not None:
+                one.close()
