@@ -24,7 +24,8 @@ _DOCUMENTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 10_000)
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One gauge, read when the metrics are requested: its name, its description, its model and its value."""
+    """One gauge, read when the metrics are requested: its name, its description, its model ("" if it belongs
+    to none) and its value."""
 
     name: str
     what: str
@@ -126,8 +127,9 @@ class _AtTheMoment(Collector):
     def collect(self) -> list[Metric]:
         families: dict[str, GaugeMetricFamily] = {}
         for reading in self._readings():
+            labels = ["model"] if reading.model else []
             if reading.name not in families:
                 name = f"rerankd_{reading.name}"
-                families[reading.name] = GaugeMetricFamily(name, reading.what, labels=["model"])
-            families[reading.name].add_metric([reading.model], reading.value)
+                families[reading.name] = GaugeMetricFamily(name, reading.what, labels=labels)
+            families[reading.name].add_metric([reading.model][: len(labels)], reading.value)
         return list(families.values())

@@ -67,7 +67,7 @@ class Reranker:
                 f"The API key file {settings.api_keys_file} contains no key. Create one with "
                 "`rerankd key new NAME`."
             )
-        self.metrics = Metrics(lambda: metric_readings.of(self.registry.entries))
+        self.metrics = Metrics(lambda: metric_readings.of(self.registry.entries, self.registry.disk))
         self.registry = ModelRegistry(settings, self.metrics)
         self.registry.begin_with(prepared)
         self._is_closed = False

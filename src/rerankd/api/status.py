@@ -43,6 +43,16 @@ class EngineStatus(TypedDict):
     last_lines: list[str]
 
 
+class CacheStatus(TypedDict):
+    """`entries` in memory. The others count texts of rerank requests whose score was in memory, on disk, or
+    in neither."""
+
+    entries: int
+    memory_hits: int
+    disk_hits: int
+    misses: int
+
+
 class QueueStatus(TypedDict):
     requests: int
     documents: int
@@ -74,6 +84,7 @@ class ModelStatus(TypedDict):
     self_test: str | None
     engine: EngineStatus
     queue: QueueStatus
+    cache: CacheStatus
 
 
 class PendingStatus(TypedDict):
@@ -112,6 +123,7 @@ class Status(TypedDict):
     memory_budgets: dict[str, int]
     models: list[ModelStatus]
     unavailable: list[PendingStatus]
+    disk_cache: dict[str, dict[str, str | int]]  # see DiskStatus, by what a file holds
     recent: RecentStatus
 
 
@@ -132,6 +144,7 @@ async def status(request: Request) -> Response:
         "memory_budgets": dict(registry.budgets),
         "models": [await _model(served) for served in registry.models],
         "unavailable": [_pending(one, now) for one in registry.pending],
+        "disk_cache": {name: asdict(one) for name, one in registry.disk.status.items()},
         "recent": _recent(metrics.recent.read(now)),
     }
     return json_response(body)
@@ -168,6 +181,12 @@ async def _model(served: ServedModel) -> ModelStatus:
             "size_bytes": scheduler.usage.size_bytes,
             "documents_per_second": round(throughput.inputs_per_s, 2),
             "tokens_per_second": round(tokens_per_second(throughput), 1),
+        },
+        "cache": {
+            "entries": len(served.cache),
+            "memory_hits": served.cache.use.memory_hits,
+            "disk_hits": served.cache.use.disk_hits,
+            "misses": served.cache.use.misses,
         },
     }
 

@@ -70,6 +70,18 @@ def notes(status: dict[str, Any]) -> list[str]:
                 f"({size_words(vectors['size_bytes'])}); {vectors['hits']} documents were known, "
                 f"{vectors['misses']} were read"
             )
+        if (cache := model.get("cache")) and (
+            looked := cache["misses"] + cache["memory_hits"] + cache["disk_hits"]
+        ):
+            lines.append(
+                f"{model['id']}: of {looked} scores, {cache['memory_hits']} were in memory and "
+                f"{cache['disk_hits']} on disk"
+            )
+    for name, file in status.get("disk_cache", {}).items():
+        lines.append(
+            f"{name} on disk: {size_words(file['size_bytes'])} of {size_words(file['most_bytes'])} in "
+            f"{file['path']}" + (f"; not used: {file['problem']}" if file["problem"] else "")
+        )
     lines += [f"{model['id']}: self-test {result}" for model in models if (result := model.get("self_test"))]
     lines += [
         f"{one['id']}: {one['error'] or one['doing'] or 'reading the model file'}"

@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rerankd.metrics import Reading
+from rerankd.serving.disk_caches import DiskCaches
 from rerankd.serving.model_names import Entry
 from rerankd.serving.served_model import ServedModel
 from rerankd.serving.throughput import Throughput
 
 
-def of(entries: Iterable[Entry]) -> list[Reading]:
-    """The gauges of all models. A model that is not served yet has only two."""
-    return [
+def of(entries: Iterable[Entry], disk: DiskCaches) -> list[Reading]:
+    """The gauges of all models, and of the files of the cache on disk. A model that is not served yet has
+    only two."""
+    files = [
+        reading
+        for name, file in disk.status.items()
+        for reading in (
+            Reading(f"disk_cache_{name}_bytes", f"bytes of the {name} on disk", "", file.size_bytes),
+            Reading(
+                f"disk_cache_{name}_usable", f"1 if the {name} on disk can be used", "", not file.problem
+            ),
+        )
+    ]
+    return files + [
         Reading(name, what, entry.name, value)
         for entry in entries
         for name, (what, value) in _values(entry).items()
@@ -41,6 +53,10 @@ def _values(entry: Entry) -> dict[str, tuple[str, float]]:
                 kept.hits,
             ),
             "document_vectors_misses": ("documents that were read, since the engine started", kept.misses),
+            "document_vectors_disk_hits": (
+                "documents whose vectors were on disk, since the engine started",
+                kept.disk_hits,
+            ),
         }
     return values | {
         "engine_starts": ("engine processes started, including the first", state.starts),
@@ -61,7 +77,9 @@ def _values(entry: Entry) -> dict[str, tuple[str, float]]:
             "throughput in tokens while the engines have work, 0 until measured",
             tokens_per_second(throughput),
         ),
-        "cache_entries": ("scores in the cache", len(entry.cache)),
+        "cache_entries": ("scores in the cache in memory", len(entry.cache)),
+        "cache_memory_hits": ("texts whose score was in memory", entry.cache.use.memory_hits),
+        "cache_disk_hits": ("texts whose score was on disk", entry.cache.use.disk_hits),
     }
 
 
