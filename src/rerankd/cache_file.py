@@ -125,7 +125,7 @@ def _set_aside(path: Path) -> None:
     for suffix in _SUFFIXES:
         with contextlib.suppress(FileNotFoundError):
             source, target = Path(f"{path}{suffix}"), Path(f"{path}{_ASIDE}{suffix}")
-            if target.is_dir() or source.is_dir():
+            if target.is_dir() or (source.is_dir() and target.exists()):
                 target = Path(f"{target}-{time.time_ns()}")
             os.replace(source, target)
 

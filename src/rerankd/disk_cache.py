@@ -170,7 +170,8 @@ class DiskCache:
             try:
                 if file is not None:
                     self._repair(file)
-                    file = _close(file) if file.is_replaced() else file
+                    if file.is_replaced():
+                        file, retry_at = _close(file), 0.0
                 if file is None and (time.monotonic() >= retry_at or is_last):
                     retry_at = time.monotonic() + _RETRY_S
                     file = self._opened()

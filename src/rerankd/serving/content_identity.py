@@ -59,7 +59,9 @@ def digest(known: Stamps, learned: StateStore) -> str:
             with open(name, "rb") as stream:
                 kept = {"stamp": stamp, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
             learned.put(_SECTION, name, kept)
-        total.update(f"{Path(name).name} {kept['sha256']}\n".encode("utf-8", "replace"))
+        # A GGUF file may have any name; the names of a checkpoint's files say what they are.
+        role = "" if name.lower().endswith(".gguf") else Path(name).name
+        total.update(f"{role} {kept['sha256']}\n".encode("utf-8", "replace"))
     return total.hexdigest()
 
 
