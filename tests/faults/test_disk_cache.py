@@ -231,7 +231,10 @@ def test_two_services_share_a_folder(tmp_path: Path) -> None:
     two.mkdir()
     cache = tmp_path / "cache"
     engine = {"llama_path": fake_engine.install(tmp_path)}
-    with service(one, cache_path=cache, **engine) as first, service(two, cache_path=cache, **engine) as second:
+    with (
+        service(one, cache_path=cache, **engine) as first,
+        service(two, cache_path=cache, **engine) as second,
+    ):
         assert raw_scores(first.rerank(TEXTS)) == right(TEXTS)
         written(first, len(TEXTS))
         assert raw_scores(second.rerank(TEXTS)) == right(TEXTS)
