@@ -124,6 +124,10 @@ class CollectionError(RerankdError, code="collection_error", exit_code=2):
     read."""
 
 
+class BulkError(RerankdError, code="bulk_error", exit_code=2):
+    """A file of pairs can't be read, or the job for it can't be started or continued."""
+
+
 class MissingExtra(RerankdError, code="missing_extra", exit_code=2):
     """An optional extra of rerankd is required and not installed."""
 

@@ -32,12 +32,12 @@ def read(path: Path) -> str:
     return decode(path.read_bytes())
 
 
-def lines(path: Path) -> TextIO:
-    """Open a file as a stream of lines, which end at "\\n" only. Raises OSError, and, while reading,
-    ValueError for invalid bytes."""
+def lines(path: Path, errors: str = "strict") -> TextIO:
+    """Open a file as a stream of lines, which end at "\\n" only; `errors` is that of `open`. Raises OSError,
+    and, while reading, ValueError for invalid bytes if `errors` is "strict"."""
     with path.open("rb") as stream:
         encoding = _encoding(stream.read(4))
-    return path.open(encoding=encoding, newline="\n")
+    return path.open(encoding=encoding, errors=errors, newline="\n")
 
 
 def _encoding(start: bytes) -> str:

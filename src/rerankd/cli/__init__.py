@@ -23,6 +23,7 @@ from rerankd.cli import (
     models,
     recipe,
     rerank,
+    score,
     serve,
     servers,
     show_logs,
@@ -51,6 +52,7 @@ app.command()(servers.reload)
 app.command()(servers.restart)
 app.command()(servers.stop)
 app.command()(rerank.rerank)
+app.command()(score.score)
 app.command()(models.inspect)
 app.command()(models.pull)
 app.command("list")(models.list_models)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rerankd.cli.output import say
@@ -22,6 +23,10 @@ class progress:
 
     After its end that function raises KeyboardInterrupt, which stops work whose result is no longer awaited.
     """
+
+    def __init__(self, rows: str = "") -> None:
+        """`rows`: the beginning of the description of work whose total is an estimated number of rows."""
+        self._rows = rows
 
     def __enter__(self) -> Progress:
         self._ended = False
@@ -49,12 +54,17 @@ class progress:
         elif now - self._said_at > _SAY_EVERY_S and done < total:
             since, first = self._tasks[what]
             speed = (done - first) / (now - since)
-            say(f"{what}: {numbers(done, total, speed, (total - done) / speed if speed else None)}")
+            left_s = (total - done) / speed if speed else None
+            say(f"{what}: {self._numbers(what, done, total, speed, left_s)}")
             self._said_at = now
+
+    def _numbers(self, what: str, done: int, total: int, speed: float | None, left_s: float | None) -> str:
+        of_rows = self._rows and what.startswith(self._rows)
+        return (row_numbers if of_rows else numbers)(done, total, speed, left_s)
 
     def _draw(self, what: str, done: int, total: int) -> None:
         if self._bar is None:
-            self._bar = _bar()
+            self._bar = _bar(self._numbers)
             self._bar.start()
         if what not in self._tasks:
             self._tasks[what] = self._bar.add_task(what, total=total or None)
@@ -69,14 +79,26 @@ def numbers(done: int, total: int, speed: float | None, left_s: float | None) ->
     parts = [f"{size_words(done)} of {size_words(total)}" if done < total else size_words(total)]
     if done < total and speed:
         parts.append(f"{size_words(int(speed))}/s")
-    if done < total and left_s is not None:
-        hours, seconds = divmod(round(left_s), 3600)
-        minutes = f"{seconds // 60:02}" if hours else f"{seconds // 60}"
-        parts.append(f"{f'{hours}:' if hours else ''}{minutes}:{seconds % 60:02} left")
-    return ", ".join(parts)
+    return ", ".join(parts + _left(left_s if done < total else None))
 
 
-def _bar() -> Any:
+def row_numbers(done: int, total: int, speed: float | None, left_s: float | None) -> str:
+    """Render how far a job is: `12,000 of about 40,000 rows, 310/s, 1:23 left`."""
+    parts = [f"{done:,} of about {total:,} rows" if done < total else f"{done:,} rows"]
+    if done < total and speed:
+        parts.append(f"{speed:,.3g}/s" if speed < 1000 else f"{speed:,.0f}/s")
+    return ", ".join(parts + _left(left_s if done < total else None))
+
+
+def _left(left_s: float | None) -> list[str]:
+    if left_s is None:
+        return []
+    hours, seconds = divmod(round(left_s), 3600)
+    minutes = f"{seconds // 60:02}" if hours else f"{seconds // 60}"
+    return [f"{f'{hours}:' if hours else ''}{minutes}:{seconds % 60:02} left"]
+
+
+def _bar(numbers: Callable[[str, int, int, float | None, float | None], str]) -> Any:
     """Create the bar. Importing it takes 0.1 s, which commands without progress save."""
     from rich.console import Console
     from rich.progress import BarColumn, ProgressColumn, Task
@@ -90,7 +112,8 @@ def _bar() -> Any:
 
     class Numbers(ProgressColumn):
         def render(self, task: Task) -> Text:
-            text = numbers(int(task.completed), int(task.total or 0), task.speed, task.time_remaining)
+            done, total = int(task.completed), int(task.total or 0)
+            text = numbers(task.description, done, total, task.speed, task.time_remaining)
             return Text(text, style="cyan")
 
     console = Console(stderr=True)
