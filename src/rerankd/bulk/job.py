@@ -7,11 +7,11 @@ import contextlib
 import hashlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
-from rerankd import __version__
 from rerankd.bulk.parts import Parts, disk_errors
 from rerankd.bulk.rows import Chunk, Columns, Group, Pair, Scored, groups
 from rerankd.bulk.table import Format
@@ -74,7 +74,7 @@ def identity(job: Job, model: Model) -> dict[str, str]:
         "model": f"{model.name}, {_digest(model.fingerprint)}",
         "recipe": _digest(repr(model.recipe)),
         "engine": model.engine.backend.identity(model.engine, ()),
-        "version of rerankd": __version__,
+        "version of rerankd": metadata.version("rerankd"),
     }
 
 
@@ -130,7 +130,7 @@ class _Scorer:
         self._requests, self._characters = 0, 0
         self._changed = asyncio.Condition()
 
-    async def in_order(self, skip: int) -> AsyncGenerator[tuple[Chunk, list[Scored]], None]:
+    async def in_order(self, skip: int) -> AsyncGenerator[tuple[Chunk, list[Scored]]]:
         """Yield the chunks with the outcome of each row, in the order of the file."""
         job = self._job
         chunks = job.format.chunks(job.source, job.columns, skip)
