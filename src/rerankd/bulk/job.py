@@ -15,9 +15,10 @@ from pathlib import Path
 from rerankd.bulk.parts import Parts, disk_errors
 from rerankd.bulk.rows import Chunk, Columns, Group, Pair, Scored, groups
 from rerankd.bulk.table import Format
-from rerankd.domain import RerankRequest, RerankResult
+from rerankd.domain import RerankRequest
 from rerankd.errors import BulkError, InvalidRequest
 from rerankd.progress import Progress
+from rerankd.rerank_result import RerankResult
 from rerankd.service import Reranker
 from rerankd.serving.prepare_model import Model
 
