@@ -20,7 +20,7 @@ _request: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("re
 # At most this many similar lines are written in this many seconds.
 _MOST_REPEATS = 20
 _PERIOD_S = 10.0
-_CHATTY = ("gguf", "httpx", "httpx2", "uvicorn")
+_CHATTY = ("gguf", "httpx", "httpx2", "mcp", "uvicorn")
 
 
 def belongs_to(request_id: str, key: str = "") -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rerankd.api.http_protocol import MOST_HEADER_BYTES, protocol
@@ -29,7 +29,7 @@ _POLL_S = 0.02
 class Server(uvicorn.Server):
     """Serves an app on listening sockets until `end` is called. The caller handles signals."""
 
-    def __init__(self, app: FastAPI, *, settings: Settings, listening: Callable[[], None]) -> None:
+    def __init__(self, app: ASGIApp, *, settings: Settings, listening: Callable[[], None]) -> None:
         """`listening` is called when the server accepts connections."""
         limits = connections_allowed(settings.max_connections)
         super().__init__(

@@ -20,6 +20,7 @@ from rerankd.cli import (
     engine,
     eval,
     key,
+    mcp,
     models,
     recipe,
     rerank,
@@ -53,6 +54,7 @@ app.command()(servers.restart)
 app.command()(servers.stop)
 app.command()(rerank.rerank)
 app.command()(score.score)
+app.command()(mcp.mcp)
 app.command()(models.inspect)
 app.command()(models.pull)
 app.command("list")(models.list_models)

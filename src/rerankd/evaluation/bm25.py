@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -38,21 +40,32 @@ def tokens(text: str) -> list[str]:
     return found
 
 
-def rank(collection: Collection, depth: int, progress: Progress) -> Ranking:
-    """Return the best `depth` documents for each query, among those that share a token with it (Lucene's
-    BM25, k1 1.5, b 0.75)."""
-    import bm25s
+class Index:
+    """Lucene's BM25 (k1 1.5, b 0.75) over texts, each given as its tokens."""
 
+    def __init__(self, texts: Iterable[list[str]]) -> None:
+        import bm25s
+
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # its import sets DEBUG
+        self._bm25 = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
+        self._bm25.index(list(texts), show_progress=False)
+
+    def best(self, query: str, depth: int) -> list[int]:
+        """Return the positions of the best `depth` texts, among those that share a token with the query."""
+        known = [token for token in tokens(query) if token in self._bm25.vocab_dict]
+        scores = self._bm25.get_scores(known) if known else np.zeros(0, np.float32)
+        # A stable sort keeps the order of the texts for equal scores, so that runs are reproducible.
+        best = np.argsort(-scores, kind="stable")[:depth]
+        return [int(at) for at in best if scores[at] > 0]
+
+
+def rank(collection: Collection, depth: int, progress: Progress) -> Ranking:
+    """Return the best `depth` documents for each query, among those that share a token with it."""
     identifiers = list(collection.documents)
-    index = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
     with step(progress, "indexing the documents for BM25"):
-        index.index([tokens(text) for text in collection.documents.values()], show_progress=False)
+        index = Index(tokens(text) for text in collection.documents.values())
     ranking: dict[str, tuple[str, ...]] = {}
     for query, text in collection.queries.items():
-        known = [token for token in tokens(text) if token in index.vocab_dict]
-        scores = index.get_scores(known) if known else np.zeros(0, np.float32)
-        # A stable sort keeps the order of the corpus for equal scores, so that runs are reproducible.
-        best = np.argsort(-scores, kind="stable")[: depth + 1]  # one more, as the query may be among them
-        found = [identifiers[at] for at in best if scores[at] > 0]
-        ranking[query] = collection.candidates(query, found, depth)
+        found = index.best(text, depth + 1)  # one more, as the query may be among them
+        ranking[query] = collection.candidates(query, [identifiers[at] for at in found], depth)
     return ranking

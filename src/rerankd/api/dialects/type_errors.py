@@ -20,6 +20,8 @@ def sentence(error: ValidationError, *place: str, example: object = None) -> str
     if item["type"] == "literal_error":
         return f"{name!r} is {kind(item['input'])}, but must be {item['ctx']['expected']}."
     wanted = _WANTED.get(item["type"], item["msg"].removeprefix("Value error, "))
+    if item["type"] in _BOUNDS and item["ctx"] != {"ge": 0}:
+        wanted = _BOUNDS[item["type"]].format(**item["ctx"])
     return f"{name!r} is {kind(item['input'])}, but {wanted}."
 
 
@@ -36,6 +38,12 @@ _WANTED = {
     "float_parsing": "must be a number",
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
+    "extra_forbidden": "there is no such field",
+}
+_BOUNDS = {
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "too_short": "must have at least {min_length} elements",
 }
 
 

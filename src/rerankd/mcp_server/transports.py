@@ -1,0 +1,82 @@
+"""Serve the tools over standard input and output, or over HTTP, until the client or a signal ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from mcp.server import Server
+from mcp.server.stdio import stdio_server
+from mcp.server.transport_security import TransportSecuritySettings
+
+from rerankd.config import Settings
+from rerankd.keys import Keys
+from rerankd.mcp_server.scorer import Scorer
+
+PATH = "/mcp"
+
+
+async def serve_stdio(server: Server, scorer: Scorer) -> None:
+    """Serve one client until it closes standard input, or until SIGTERM or SIGINT."""
+    with _signals() as stopped:
+        serving = asyncio.create_task(_run_stdio(server))
+        waiting = asyncio.create_task(stopped.wait())
+        await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        await scorer.close()
+        if not serving.done():
+            os._exit(0)  # a thread reads standard input, and nothing can interrupt it
+        await serving
+
+
+async def _run_stdio(server: Server) -> None:
+    # The SDK also keeps what others print to standard output out of the protocol.
+    async with stdio_server() as (reader, writer):
+        await server.run(reader, writer, server.create_initialization_options())
+
+
+async def serve_http(
+    server: Server,
+    scorer: Scorer,
+    settings: Settings,
+    keys: Keys,
+    sock: socket.socket,
+    listening: Callable[[], None],
+) -> None:
+    """Serve clients on a listening socket until SIGTERM or SIGINT. `settings` has the host of the socket."""
+    from rerankd.api.guarded import Guarded
+    from rerankd.api.server import Server as WebServer
+
+    app = server.streamable_http_app(
+        streamable_http_path=PATH,
+        max_request_body_size=settings.max_body_bytes,
+        # Guarded checks hosts and origins, by the settings that the service has for them.
+        transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
+    )
+    web = WebServer(Guarded(app, settings, keys), settings=settings, listening=listening)
+    with _signals() as stopped:
+        serving = asyncio.create_task(web.serve([sock]))
+        waiting = asyncio.create_task(stopped.wait())
+        await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        web.end()
+        await serving
+        await scorer.close()
+
+
+@contextmanager
+def _signals() -> Iterator[asyncio.Event]:
+    """Yield an event that SIGTERM and SIGINT set."""
+    stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, stopped.set)
+    try:
+        yield stopped
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
