@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= auto
 PYTEST_ARGS ?=
 
-.PHONY: serve test coverage docs site engine test-clients test-torch test-soak wheels lint release-check clean
+.PHONY: serve test coverage docs site engine examples test-clients test-torch test-soak wheels lint release-check clean
 
 serve: $(VENV)/installed
 	@$(BIN)/rerankd serve
@@ -47,6 +47,10 @@ engine: $(VENV)/installed
 test-clients: $(VENV)/installed-dev
 	$(BIN)/python tests/clients/venvs.py small wide
 	$(BIN)/pytest -m wide tests/clients
+
+# The programs of examples/, in the environments of test-clients, with the built-in model.
+examples: $(VENV)/installed-dev
+	$(BIN)/pytest -m "wide or not wide" tests/clients/test_examples.py
 
 # The golden values again, from the reference libraries on the CPU, and the tests of the PyTorch backend, which the
 # other environment skips. 2 GB of libraries, once, if pip finds PyTorch's wheel for CPUs; with CUDA 5 GB more.

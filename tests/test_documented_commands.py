@@ -34,6 +34,7 @@ NOT_RUN = {
     "curl": "run in test_documentation.py",
     "sudo": "installs packages on the machine",
     "uvx": "needs the published package",
+    "claude": "an MCP client, which is not installed",
     "docker": "needs the published image",
     "cosign": "needs the published image",
 }

@@ -56,6 +56,7 @@ class Protocol(H11Protocol):
 
     settings: Settings
     most_connections: int
+    streams: bool
     _header_timer: asyncio.TimerHandle | None = None
     _send_timer: asyncio.TimerHandle | None = None
     _probe_timer: asyncio.TimerHandle | None = None
@@ -182,11 +183,12 @@ class Protocol(H11Protocol):
 
         Both look the same to the server. An interim response (100, which clients ignore) makes the
         difference: the machine of a disconnected client replies with a reset, and the next write fails.
-        HTTP/1.0 has no interim responses; its clients, often proxies, count as disconnected.
+        HTTP/1.0 has no interim responses; its clients, often proxies, count as disconnected. So do clients of
+        event streams, which have begun and may say nothing for long.
         """
         cycle = self.cycle
         is_waited_for = cycle is not None and not cycle.response_complete and not cycle.more_body
-        if not is_waited_for or self.scope["http_version"] != "1.1" or self.scheme == "https":
+        if self.streams or not is_waited_for or self.scope["http_version"] != "1.1" or self.scheme == "https":
             return None
         cycle.keep_alive = False
         self._probe(0)
@@ -201,6 +203,8 @@ class Protocol(H11Protocol):
         self._probe_timer = self.loop.call_later(delay_s, self._probe, number + 1)
 
 
-def protocol(settings: Settings, most_connections: int) -> type[Any]:
-    """Return a Protocol class with these limits; uvicorn creates an instance per connection."""
-    return type("Protocol", (Protocol,), {"settings": settings, "most_connections": most_connections})
+def protocol(settings: Settings, most_connections: int, *, streams: bool) -> type[Any]:
+    """Return a Protocol class with these limits; uvicorn creates an instance per connection. `streams`: the
+    responses are event streams."""
+    own = {"settings": settings, "most_connections": most_connections, "streams": streams}
+    return type("Protocol", (Protocol,), own)

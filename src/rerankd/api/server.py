@@ -29,13 +29,15 @@ _POLL_S = 0.02
 class Server(uvicorn.Server):
     """Serves an app on listening sockets until `end` is called. The caller handles signals."""
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, listening: Callable[[], None]) -> None:
-        """`listening` is called when the server accepts connections."""
+    def __init__(
+        self, app: ASGIApp, *, settings: Settings, listening: Callable[[], None], streams: bool = False
+    ) -> None:
+        """`listening` is called when the server accepts connections. `streams`: see `protocol`."""
         limits = connections_allowed(settings.max_connections)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=protocol(settings, limits.most),
+                http=protocol(settings, limits.most, streams=streams),
                 ws="none",
                 h11_max_incomplete_event_size=MOST_HEADER_BYTES,
                 backlog=limits.backlog,

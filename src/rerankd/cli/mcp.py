@@ -33,9 +33,11 @@ def mcp(
     http: Annotated[
         bool, typer.Option("--http", help="Serve over streamable HTTP instead of standard input and output.")
     ] = False,
-    host: Annotated[str, typer.Option(help="With --http: address to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="With --http: address to listen on.", show_default="127.0.0.1")
+    ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(help="With --http: port to listen on.", min=0, max=65535)
+        int, typer.Option(help="With --http: port to listen on.", show_default="11441", min=0, max=65535)
     ] = _DEFAULT_PORT,
     config_file: Config = None,
 ) -> None:

@@ -104,5 +104,7 @@ class Scorer:
             raise RemoteError(f"The response of the server at {url} has no results.")
         if answer.status_code != 200:
             message = f"The server at {url} reports: {value.get('message', answer.text)}"
+            if answer.status_code == 401:
+                message += " Set it for rerankd mcp with RERANKD_API_KEY, and restart it."
             raise RemoteError(message) if answer.status_code >= 500 else InvalidRequest(message)
         return Answer(value, f"the server at {url}")

@@ -57,7 +57,7 @@ async def serve_http(
         # Guarded checks hosts and origins, by the settings that the service has for them.
         transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
     )
-    web = WebServer(Guarded(app, settings, keys), settings=settings, listening=listening)
+    web = WebServer(Guarded(app, settings, keys), settings=settings, listening=listening, streams=True)
     with _signals() as stopped:
         serving = asyncio.create_task(web.serve([sock]))
         waiting = asyncio.create_task(stopped.wait())
