@@ -86,6 +86,8 @@ def test_a_traceback_would_be_found() -> None:
         (["recipe", "show", b"m\xff.gguf"], {}),
         (["reload", b"\xff"], {}),
         (["serve", "--host", "a..b"], {}),
+        (["status"], {"RERANKD_HOST": "a..b"}),
+        (["status"], {"RERANKD_API_KEY": "\udcff"}),
         (["serve", "--port", "0", "x" * 5000], {}),
         (["list"], {"RERANKD_HOME": "/dev/null/x"}),
         (["pull", "bge-reranker-v2-m3"], {"RERANKD_HOME": "/dev/null/x"}),

@@ -50,12 +50,13 @@ def request(
     try:
         with client(settings) as http:
             response = http.request(method, path, timeout=timeout_s, **body)
-            value = response.json()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # UnicodeError: no host name, no key
         raise RerankdError(
             f"No server answers at {settings.local_url} ({type(error).__name__}). Start one with rerankd "
             "serve, or set another address with RERANKD_HOST and RERANKD_PORT."
         ) from None
+    try:
+        value = response.json()
     except ValueError:
         value = None
     if response.status_code == status and isinstance(value, dict) and has in value:

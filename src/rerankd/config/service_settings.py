@@ -33,6 +33,12 @@ def _none_or_enough(megabytes: int) -> int:
     return megabytes
 
 
+def _in_utf8(key: str | None) -> str | None:
+    if key is not None and any("\ud800" <= letter <= "\udfff" for letter in key):
+        raise ValueError("it contains bytes that are not text")
+    return key
+
+
 def _slashed(value: object) -> object:
     return "".join(f"/{part}" for part in value.split("/") if part) if isinstance(value, str) else value
 
@@ -116,7 +122,7 @@ class LiveSettings(Options):
 
     needs: ClassVar[Needs] = "live"
 
-    api_key: Annotated[str | None, BeforeValidator(_sendable)] = Field(
+    api_key: Annotated[str | None, BeforeValidator(_sendable), AfterValidator(_in_utf8)] = Field(
         None,
         description="API key that requests must send as a bearer token; other users of the machine can see "
         "the value of a flag",
