@@ -201,10 +201,19 @@ def test_the_chinese_readme_has_the_same_commands() -> None:
     english, chinese = of("README"), of("README.zh")
     assert chinese and set(chinese) <= set(english)
     texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md")]
-    rows = [re.findall(r"^\| ((?:Model|API) [^|]+) \|", text, re.MULTILINE) for text in texts]
-    assert rows[0] == rows[1]
+    measured = [re.findall(r"`(bench/[^`]+)`", text) for text in texts]
+    assert measured[0] and measured[0] == measured[1]
     start = english[: english.index(chinese[-1]) + 1]
     assert chinese == start, "the commands of the start are another in README.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_command_beside_a_figure_has_its_programs_options(page: Path) -> None:
+    for name, options in re.findall(r"`[^`]*\bbench/(\w+)\.py\b([^`]*)`", page.read_text(encoding="utf-8")):
+        # bench/gpu.py is one program in several files.
+        programs = "".join(path.read_text() for path in (ROOT / "bench").glob(f"{name}*.py"))
+        for option in re.findall(r"--[a-z][\w-]*", options):
+            assert f'"{option}"' in programs, f"bench/{name}.py {option}"
 
 
 def test_the_pictures_are_small() -> None:
