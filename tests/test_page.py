@@ -106,6 +106,15 @@ def texts(page: Page, column: int = 0) -> list[str]:
     return page.locator(".result").nth(column).locator(".text").all_text_contents()
 
 
+def accessibility_faults(page: Page) -> list[str]:
+    """What axe finds in the page as it is now."""
+    return [
+        f"{fault['id']}: {node['html'][:200]} {node['any'][0]['message'] if node['any'] else ''}"
+        for fault in Axe().run(page).response["violations"]
+        for node in fault["nodes"]
+    ]
+
+
 def ask_example(page: Page) -> None:
     page.get_by_role("button", name="Load the example").click()
     expect(page.locator("#answers:not([aria-busy]) .rows .row")).to_have_count(5)
@@ -547,6 +556,7 @@ def test_a_model_that_is_not_served_is_shown_with_its_reason(tab: Open, started:
     expect(card.locator(".pill")).to_have_text("refused")
     expect(card).to_contain_text(f"The file {late} does not exist")
     expect(card).to_contain_text("Retry in")
+    assert accessibility_faults(page) == []
     # What can't answer is not offered.
     page.get_by_role("link", name="Try it").click()
     expect(page.locator("#model option")).to_have_text(["xlmr-head"])
@@ -574,7 +584,7 @@ def test_the_key_is_requested_and_kept_for_the_tab(tab: Open, started: Any) -> N
     page = shown.open()
     expect(page.get_by_role("dialog")).to_be_visible()
     shown.picture(PICTURES, "key")
-    assert shown.errors == []
+    assert shown.errors == [] and accessibility_faults(page) == []
     page.get_by_role("textbox", name="API key").fill("wrong")
     page.get_by_role("button", name="Continue").click()
     expect(page.get_by_role("alert")).to_contain_text("The API key is wrong")
@@ -617,7 +627,11 @@ def test_the_key_is_requested_and_kept_for_the_tab(tab: Open, started: Any) -> N
 # --- everywhere ---
 
 
-@pytest.mark.parametrize("options", [{}, {"color_scheme": "dark"}, PHONE], ids=["light", "dark", "phone"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"color_scheme": "dark"}, PHONE, {"locale": "zh-CN"}],
+    ids=["light", "dark", "phone", "chinese"],
+)
 def test_every_section_is_accessible_and_fits(
     tab: Open, options: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
@@ -625,7 +639,7 @@ def test_every_section_is_accessible_and_fits(
     shown = tab(**options, reduced_motion="reduce")
     name = request.node.callspec.id
     page = shown.open()
-    ask_example(page)
+    expect(page.locator("#answers:not([aria-busy]) .rows .row")).to_have_count(5)  # the example of a first visit
     for part in ("try", "status", "connect", "api"):
         page.locator(f"header nav a[href='#{part}']").click()
         ready = {"try": ".rows", "status": ".model .facts dd", "connect": ".values dd", "api": ".operation"}[
@@ -638,12 +652,33 @@ def test_every_section_is_accessible_and_fits(
         assert "[object" not in page.locator("main").inner_text()
         width, available = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
         assert width <= available, f"{part} is {width} pixels wide"
-        faults = [
-            f"{fault['id']}: {node['html'][:200]} {node['any'][0]['message'] if node['any'] else ''}"
-            for fault in Axe().run(page).response["violations"]
-            for node in fault["nodes"]
-        ]
-        assert not faults, "\n".join(faults)
+        assert accessibility_faults(page) == []
+
+
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_a_section_shows_at_times_is_accessible(tab: Open, locale: str, scheme: str) -> None:
+    """Two models compared, a note, an error, the models that can be pulled."""
+    shown = tab(locale=locale, color_scheme=scheme, reduced_motion="reduce")
+    page = shown.open()
+    page.locator("#compare").check()
+    page.locator("#documents").fill("panda bears eat bamboo " * 200 + "\nshort\nbread")
+    page.locator("#ask button.primary").click()
+    expect(page.locator(".result")).to_have_count(2)
+    expect(page.locator(".compared")).to_be_visible()
+    expect(page.locator(".notes").first).to_be_visible()
+    shown.picture(PICTURES, f"compare-{locale}-{scheme}")
+    assert accessibility_faults(page) == []
+    page.locator("#query").fill("panda " * 2000)
+    page.locator("#ask button.primary").click()
+    expect(page.locator(".card.bad").first).to_be_visible()
+    assert accessibility_faults(page) == []
+    shown.forget("400")
+    page.locator("header nav a[href='#status']").click()
+    page.locator("#more summary").click()
+    expect(page.locator("#catalog article").first).to_be_visible()
+    shown.picture(PICTURES, f"catalog-{locale}-{scheme}")
+    assert accessibility_faults(page) == []
 
 
 def test_the_page_is_in_chinese_in_a_chinese_browser(tab: Open) -> None:
