@@ -16,6 +16,7 @@ from rerankd.api.app import create_app
 from rerankd.errors import InvalidRequest
 from rerankd.scoring.cache import VectorCache
 from rerankd.service import Reranker
+from rerankd.serving.model_tokenizer import OwnTokenizer
 from support import GOLDEN, golden, golden_settings
 
 TEXTS = ["a bear of China", "a kind of bread", "the river"]
@@ -103,6 +104,47 @@ async def test_openai(client: httpx.AsyncClient) -> None:
     )
 
 
+async def test_token_ids_of_the_models_own_tokenizer_are_the_text(
+    client: httpx.AsyncClient, reranker: Reranker
+) -> None:
+    served = reranker.registry.find(None)
+    reader = await served.reader()
+    if not isinstance(reader.tokenizer, OwnTokenizer) or reader.reads_text:
+        refused = await client.post("/v1/embeddings", json={"input": [1, 2]})
+        assert refused.status_code == 400 and "reads no token ids" in refused.json()["message"]
+        return
+    frame = reader.tokenizer.frame
+    whole = [
+        [int(one) for one in np.concatenate((frame.start, ids, frame.alone))]
+        for ids in await reader.tokenizer.encode(TEXTS)
+    ]
+    found = await vectors(client, TEXTS)
+    served.cache.vectors.clear()
+    assert await vectors(client, whole) == pytest.approx(found, abs=1e-5)
+    mixed = (await client.post("/v1/embeddings", json={"input": [whole[1], "the river", whole[1]]})).json()
+    rows = np.array([row["embedding"] for row in mixed["data"]])
+    assert rows == pytest.approx(found[[1, 2, 1]], abs=1e-5)
+    assert mixed["usage"]["prompt_tokens"] == 2 * len(whole[1]) + len(whole[2])
+    assert await vectors(client, whole[0]) == pytest.approx(found[:1], abs=1e-5)
+    tei = await client.post("/embed", json={"inputs": whole})
+    assert np.array(tei.json()) == pytest.approx(found, abs=1e-5)
+    long = [*whole[0][:-1], *whole[1][1:-1] * 300, whole[0][-1]]
+    answer = await client.post("/v1/embeddings", json={"input": long})
+    assert "texts 0" in answer.headers["x-rerankd-warnings"]
+    for sent, says in (
+        (whole[0][1:], "may be another tokenizer's"),
+        (whole[0][:-1], "may be another tokenizer's"),
+        ([whole[0][0], whole[0][-1]], "may be another tokenizer's"),
+        ([whole[0][0]], "may be another tokenizer's"),
+        ([whole[0][0], 10**6, whole[0][-1]], "has the token id 1000000; those of this model are 0 to"),
+        ([whole[0][0], -1, whole[0][-1]], "has the token id -1"),
+    ):
+        refused = await client.post("/v1/embeddings", json={"input": [sent]})
+        assert refused.status_code == 400 and says in refused.json()["message"], sent
+    refused = await client.post("/v1/embeddings", json={"input": [long], "truncate": False})
+    assert refused.status_code == 400 and "Text 0 has" in refused.json()["message"]
+
+
 async def test_tei(client: httpx.AsyncClient) -> None:
     found = await vectors(client, TEXTS)
     assert np.array((await client.post("/embed", json={"inputs": TEXTS})).json()) == pytest.approx(found)
@@ -110,6 +152,7 @@ async def test_tei(client: httpx.AsyncClient) -> None:
     (raw,) = (await client.post("/embed", json=sent)).json()
     assert np.linalg.norm(raw) != pytest.approx(1, abs=1e-2)
     assert np.array(raw) / np.linalg.norm(raw) == pytest.approx(found[0], abs=1e-5)
+    assert (await client.get("/info")).json()["model_type"] == {"embedding": {"pooling": "mean"}}
 
 
 async def test_ollama(client: httpx.AsyncClient) -> None:
@@ -159,7 +202,11 @@ async def test_long_texts_are_truncated_or_refused(client: httpx.AsyncClient) ->
         ("/v1/embeddings", {"input": []}, "The list of texts is empty"),
         ("/v1/embeddings", {"input": ["a", " "]}, "Text 1 is empty"),
         ("/v1/embeddings", {"input": [1, 2, 3]}, "check_embedding_ctx_length=False"),
-        ("/v1/embeddings", {"input": [[1, 2], [3]]}, "token ids instead of texts"),
+        ("/v1/embeddings", {"input": ["a", [11, 12]]}, "Text 1 consists of token ids"),
+        ("/v1/embeddings", {"input": [[]]}, "Text 0 consists of token ids"),
+        ("/v1/embeddings", {"input": [2**40]}, "token id that no vocabulary has"),
+        ("/v1/embeddings", {"input": [True, False]}, "Text 0 is "),
+        ("/v1/embeddings", {"input": [2, 9, 3], "input_type": "query"}, "which token ids can't have"),
         ("/v1/embeddings", {"input": "a", "dimensions": 10**6}, "but the vectors of this model have"),
         ("/v1/embeddings", {"input": "a", "encoding_format": "int8"}, "but must be 'float' or 'base64'"),
         ("/v1/embeddings", {"input": "a", "input_type": "clustering"}, 'must be "query" or "document"'),

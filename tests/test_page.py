@@ -639,7 +639,9 @@ def test_every_section_is_accessible_and_fits(
     shown = tab(**options, reduced_motion="reduce")
     name = request.node.callspec.id
     page = shown.open()
-    expect(page.locator("#answers:not([aria-busy]) .rows .row")).to_have_count(5)  # the example of a first visit
+    expect(page.locator("#answers:not([aria-busy]) .rows .row")).to_have_count(
+        5
+    )  # the example of a first visit
     for part in ("try", "status", "connect", "api"):
         page.locator(f"header nav a[href='#{part}']").click()
         ready = {"try": ".rows", "status": ".model .facts dd", "connect": ".values dd", "api": ".operation"}[

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -9,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerankd.errors import InvalidRequest
+from rerankd.ids import Ids
 
 Vectors = NDArray[np.float32]
 """One vector per text: [texts, width]."""
@@ -16,8 +19,35 @@ InputType = Literal["query", "document"]
 
 
 @dataclass(frozen=True, slots=True)
+class TokenIds:
+    """A text as the token ids of the model's own tokenizer, special tokens included: int32, as bytes."""
+
+    data: bytes
+
+    @classmethod
+    def of(cls, ids: Sequence[int]) -> TokenIds:
+        """Raises OverflowError for an id that no vocabulary has."""
+        return cls(np.array(ids, np.int32).tobytes())
+
+    @property
+    def ids(self) -> Ids:
+        return np.frombuffer(self.data, np.int32)
+
+    @property
+    def key(self) -> bytes:
+        """A cache key that no text has."""
+        return b"\0ids" + self.data
+
+    def __len__(self) -> int:
+        return len(self.data) // 4
+
+    def __sizeof__(self) -> int:
+        return sys.getsizeof(self.data)
+
+
+@dataclass(frozen=True, slots=True)
 class EmbedRequest:
-    """Texts for an embedding model.
+    """Texts for an embedding model. One may be a list of token ids, and is kept as TokenIds.
 
     `input_type`: the model's prefix for queries or documents is put before each text; None: no prefix.
     `truncate`: if False, a text that is too long is an error. `dimensions`: return only so many numbers of
@@ -25,7 +55,7 @@ class EmbedRequest:
     `keep_alive_s`: as in RerankRequest. Raises InvalidRequest for a value of the wrong type or out of range.
     """
 
-    texts: tuple[str, ...]
+    texts: tuple[str | TokenIds, ...]
     model: str | None = None
     input_type: InputType | None = None
     truncate: bool = True
@@ -34,15 +64,29 @@ class EmbedRequest:
     keep_alive_s: float | None = None
 
     def __post_init__(self) -> None:
-        for at, text in enumerate(self.texts):
-            if not isinstance(text, str):
-                raise InvalidRequest(f"Text {at} is {text!r:.80}, but must be a string.")
+        object.__setattr__(self, "texts", tuple(_text(at, one) for at, one in enumerate(self.texts)))
         if self.input_type is not None and self.input_type not in get_args(InputType):
             raise InvalidRequest(
                 f"input_type is {self.input_type!r:.80}, but must be 'query', 'document' or None."
             )
+        if self.input_type is not None and not all(isinstance(text, str) for text in self.texts):
+            raise InvalidRequest(
+                "An input_type puts a prefix before each text, which token ids can't have. Send texts, or "
+                "omit input_type."
+            )
         if self.dimensions is not None and (type(self.dimensions) is not int or self.dimensions < 1):
             raise InvalidRequest(f"dimensions is {self.dimensions!r:.80}, but must be a number above 0.")
+
+
+def _text(at: int, sent: Any) -> str | TokenIds:
+    if isinstance(sent, str | TokenIds):
+        return sent
+    if isinstance(sent, list | tuple) and all(type(one) is int for one in sent):
+        try:
+            return TokenIds.of(sent)
+        except OverflowError:
+            raise InvalidRequest(f"Text {at} has a token id that no vocabulary has.") from None
+    raise InvalidRequest(f"Text {at} is {sent!r:.80}, but must be a string or a list of token ids.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,14 @@ _TYPES: dict[str, InputType] = {
     **dict.fromkeys(("query", "search_query", "retrieval.query"), "query"),
     **dict.fromkeys(("document", "passage", "search_document", "retrieval.passage"), "document"),
 }
-_TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+_IDS = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+_TEXTS = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"anyOf": [{"type": "string"}, _IDS]}},
+        _IDS,
+    ]
+}
 Texts = Annotated[Any, WithJsonSchema(_TEXTS)]
 
 
@@ -191,16 +198,15 @@ def _request(form: _Form, body: Any) -> EmbedRequest:
     )
 
 
-def _texts(sent: Any) -> tuple[str, ...]:
+def _texts(sent: Any) -> tuple[Any, ...]:
+    """The texts of a request; a text may be a list of token ids."""
     texts = tuple(sent) if isinstance(sent, list | tuple) else (sent,)
+    if texts and all(type(one) is int for one in texts):
+        return (texts,)
     for at, text in enumerate(texts):
-        if isinstance(text, int) or (isinstance(text, list) and all(isinstance(one, int) for one in text)):
-            raise InvalidRequest(
-                "The request has token ids instead of texts. They are usually those of OpenAI's tokenizer, "
-                "and mean other words to this model. Send strings; for LangChain's OpenAIEmbeddings, set "
-                "check_embedding_ctx_length=False."
-            )
-        if not isinstance(text, str):
+        if not isinstance(text, str) and not (
+            isinstance(text, list) and all(type(one) is int for one in text)
+        ):
             raise InvalidRequest(f"Text {at} is {kind(text)}, but must be a string.")
     return texts
 

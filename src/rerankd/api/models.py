@@ -121,13 +121,21 @@ class Classes(TypedDict):
     label2id: dict[str, int]
 
 
-class ModelType(TypedDict):
+class Reranks(TypedDict):
     reranker: Classes
+
+
+class Pooling(TypedDict):
+    pooling: str
+
+
+class Embeds(TypedDict):
+    embedding: Pooling
 
 
 class Info(TypedDict):
     model_id: str
-    model_type: ModelType
+    model_type: Reranks | Embeds
     max_input_length: int
     max_batch_tokens: int
     max_client_batch_size: int
@@ -143,10 +151,14 @@ class Info(TypedDict):
 async def info(request: Request) -> Response:
     # No key is required, as for /health: Continue sends none here.
     reranker = reranker_of(request)
-    max_length = reranker.model.recipe.max_length
+    recipe = reranker.model.recipe
+    max_length = recipe.max_length
+    kind: Reranks | Embeds = {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}}
+    if recipe.method == "embedding":
+        kind = {"embedding": {"pooling": recipe.pooling}}
     body: Info = {
         "model_id": reranker.model.name,
-        "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
+        "model_type": kind,
         "max_input_length": max_length,
         "max_batch_tokens": max_length,
         "max_client_batch_size": reranker.settings.max_documents,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rerankd.api.dialects.dialect import Dialect
@@ -36,8 +36,21 @@ def errors(*statuses: int, spoken: Sequence[Dialect] = (DEFAULT,)) -> dict[int |
 
 def body(*schemas: dict[str, Any]) -> dict[str, Any]:
     """Return the entry of a request body that matches one of these schemas."""
-    schema = schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
+    whole = [_inlined(one, one.get("$defs", {})) for one in schemas]
+    schema = whole[0] if len(whole) == 1 else {"anyOf": whole}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _inlined(value: Any, definitions: Mapping[str, Any]) -> Any:
+    """The schema with its own definitions in place of the references to them: `#/$defs` means another place
+    in openapi.json."""
+    if isinstance(value, list):
+        return [_inlined(one, definitions) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if str(value.get("$ref", "")).startswith("#/$defs/"):
+        return _inlined(definitions[value["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inlined(one, definitions) for name, one in value.items() if name != "$defs"}
 
 
 def scores(spoken: Sequence[Dialect]) -> dict[str, Any]:

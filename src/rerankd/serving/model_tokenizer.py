@@ -36,6 +36,7 @@ class OwnTokenizer:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.frame = vocabulary.frame
+        self.size = vocabulary.size
         self._vocabulary = vocabulary
 
     async def encode(self, texts: Sequence[str]) -> list[Ids]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 from rerankd.config import Settings
-from rerankd.content import Content
 from rerankd.domain import RerankRequest
 from rerankd.errors import EngineError, EngineTimeout, EngineUnavailable, InvalidRequest
 from rerankd.metrics import Metrics
@@ -22,7 +21,7 @@ def check(request: RerankRequest, settings: Settings) -> None:
     check_texts(request.documents, "Document", settings)
 
 
-def check_texts(texts: Sequence[Content], what: str, settings: Settings) -> None:
+def check_texts(texts: Sequence[Sized], what: str, settings: Settings) -> None:
     """Raise InvalidRequest for no texts, and for more or longer ones than a request may have. `what` is the
     name of one."""
     if not texts:
