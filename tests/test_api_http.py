@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastapi import FastAPI
 from rerankd.api.app import create_app
 from rerankd.api.dialects import table
 from rerankd.api.routes import router
+from rerankd.api.server import Server
 from rerankd.config import Settings, load
 from rerankd.domain import RerankRequest
 from rerankd.errors import ConfigError, EngineStartFailed, EngineTimeout, RerankdError
@@ -342,3 +344,20 @@ def test_openapi_describes_the_served_paths(model: Model) -> None:
         assert described["responses"]["200"]["content"]["application/json"]["schema"]
     assert {"/info", "/v1/models", "/v1/models/{name}", "/health", "/ready"} <= set(paths)
     assert not any(path.startswith("/x") for path in paths)
+
+
+def test_a_second_signal_leaves_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """uvx and pipx pass a signal on that the terminal has already sent."""
+
+    async def serve_and_end() -> None:
+        listening = asyncio.Event()
+        server = Server(FastAPI(), settings=Settings(), listening=listening.set)
+        with socket.create_server(("127.0.0.1", 0)) as own:
+            serving = asyncio.create_task(server.serve([own]))
+            await listening.wait()
+            server.end()
+            server.end(at_once=True)
+            await serving
+
+    asyncio.run(serve_and_end())
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []

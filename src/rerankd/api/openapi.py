@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rerankd.api.dialects.dialect import Dialect
-from rerankd.api.dialects.table import DEFAULT
+from rerankd.api.dialects.table import DEFAULT, DIALECTS
 
 _STATUSES = {
     400: "The request is invalid. The message names the field and the expected value.",
@@ -54,13 +54,14 @@ def _inlined(value: Any, definitions: Mapping[str, Any]) -> Any:
 
 
 def scores(spoken: Sequence[Dialect]) -> dict[str, Any]:
-    """Return the route options that describe a rerank request in these dialects."""
+    """Return the route options that describe a rerank request in these dialects. A body of another dialect
+    is answered in that one."""
     answer = {
-        "model": _either(dialect.answer for dialect in spoken),
+        "model": _either(dialect.answer for dialect in DIALECTS),
         "description": "The documents with their scores.",
     }
     return {
-        "responses": {200: answer, **errors(*_OF_SCORES, spoken=spoken)},
+        "responses": {200: answer, **errors(*_OF_SCORES, spoken=DIALECTS)},
         "openapi_extra": body(*(dialect.schema() for dialect in spoken)),
     }
 

@@ -187,6 +187,6 @@ def reranker_of(request: Request) -> Reranker:
             "rerankd is not running in this app. Create the app with lifespan=rerankd.lifespan(settings). "
             "FastAPI does not run the lifespan of a mounted app: pass it to the outermost app, as in "
             "FastAPI(lifespan=rerankd.lifespan(settings, your_own_lifespan)), or mount "
-            "create_app(reranker=…) with a Reranker that you have entered. See docs/python.md."
+            "create_app(reranker=…) with a Reranker that you have entered. See docs/api.md."
         )
     return reranker

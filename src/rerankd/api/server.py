@@ -39,6 +39,7 @@ class Server(uvicorn.Server):
                 app,
                 http=protocol(settings, limits.most, streams=streams),
                 ws="none",
+                lifespan="off",  # the caller owns the engines; a second signal would end it with a traceback
                 h11_max_incomplete_event_size=MOST_HEADER_BYTES,
                 backlog=limits.backlog,
                 access_log=False,  # see origin.Gate
