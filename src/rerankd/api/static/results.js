@@ -14,7 +14,7 @@ export function empty(place) {
 
 /** Show the answers to the same request of one model or two: `{value, response}` or `{error}` each. */
 export function show(place, answers, asked) {
-  const columns = answers.map((one, at) => (one.error ? refused(one.error, asked[at]) : column(one, asked[at], answers.length > 1)));
+  const columns = answers.map((one, at) => (one.error ? refused(one.error, asked[at]) : column(one, asked[at], answers.length > 1 && at + 1)));
   const good = answers.map((one, at) => ({ ...one, asked: asked[at] })).filter((one) => one.value);
   const count = good[0]?.value.results.length ?? 0;
   const parts = [
@@ -45,7 +45,8 @@ function refused(error, asked) {
   );
 }
 
-function column({ value, response }, asked, isCompared) {
+/** `compared` is the number of the column, if there are two: both may be of one model. */
+function column({ value, response }, asked, compared) {
   const ms = (name) => Number(response.headers.get(`x-rerankd-${name}-ms`) ?? 0);
   const cut = new Set(value.meta.cut ?? []);
   const unscored = new Set(value.meta.unscored ?? []);
@@ -59,10 +60,10 @@ function column({ value, response }, asked, isCompared) {
   ].filter(Boolean);
   return el(
     "section",
-    { class: "card result", "aria-label": t("Results of {model}", { model }) },
+    { class: "card result", "aria-label": (compared ? `${compared}. ` : "") + t("Results of {model}", { model }) },
     el("header", {}, el("h2", {}, model), el("p", { class: "small muted timing" }, el("strong", {}, time), ` · ${details.join(" · ")}`)),
     value.meta.warnings?.length ? el("ul", { class: "notes" }, value.meta.warnings.map((text) => el("li", {}, shown(text)))) : null,
-    el("ol", { class: "rows" }, value.results.map((row, at) => line(row, at, asked, { cut, unscored, isCompared }))),
+    el("ol", { class: "rows" }, value.results.map((row, at) => line(row, at, asked, { cut, unscored, isCompared: Boolean(compared) }))),
   );
 }
 

@@ -64,8 +64,7 @@ export function start() {
   });
   $("compare").addEventListener("change", () => {
     $("second").hidden = !$("compare").checked;
-    const other = [...$("model-b").options].find((option) => option.value !== $("model").value);
-    if (other && $("model-b").value === $("model").value) $("model-b").value = other.value;
+    chooseOther();
   });
   $("choose").addEventListener("click", () => $("file").click());
   $("file").addEventListener("change", () => open($("file").files[0]));
@@ -80,10 +79,17 @@ export function start() {
   read("");
 }
 
+function chooseOther() {
+  const other = [...$("model-b").options].find((option) => option.value !== $("model").value);
+  if (other && $("model-b").value === $("model").value) $("model-b").value = other.value;
+}
+
 export function update({ models }) {
   const names = models.map((model) => model.id);
   fill($("model"), names);
+  const isFirst = !$("model-b").value;
   fill($("model-b"), names);
+  if (isFirst) chooseOther();
   $("lonely").hidden = names.length > 1;
   // The first visit shows a ranked example. It must not load a model, and not replace what was typed meanwhile.
   if (models[0]?.state === "ready" && !localStorage.getItem(SEEN) && !$("query").value && !$("documents").value) {
