@@ -36,7 +36,8 @@ from rerankd.backends.base import EngineSpec
 from rerankd.backends.llama import launch
 from rerankd.backends.llama.client import LlamaClient
 from rerankd.benchmark import service
-from rerankd.domain import Normalization, Recipe
+from rerankd.domain import Recipe
+from rerankd.normalization import Normalization
 from rerankd.process.child import Child
 
 ROOT = Path(__file__).parents[1]

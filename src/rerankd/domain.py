@@ -12,8 +12,8 @@ Plain values without I/O or a framework. All layers use these terms:
   after the query. It depends on the other documents of the block.
 - **Raw score**: the number that the method yields: a logit, a difference of two logits, a cosine, a MaxSim.
   Documents are ordered by it.
-- **Normalized score**: the raw score mapped to [0, 1] by the recipe's normalization. Clients get this one
-  unless they request raw scores.
+- **Normalized score**: the raw score mapped to [0, 1] by the recipe's normalization, or by a calibration (see
+  normalization.py). Clients get this one unless they request raw scores.
 - **max_length**: the most tokens that one forward pass reads, special tokens included. For `cross_encoder`
   and `causal_lm` that is the pair (for `causal_lm` with the whole prompt), for `listwise` the prompt of a
   block, else a single text.
@@ -35,44 +35,15 @@ from typing import Literal, get_args
 from rerankd.content import Content, ImageInput, check
 from rerankd.errors import InvalidRequest, Unscorable
 from rerankd.interaction import Interaction
+from rerankd.normalization import Normalization
 
 Method = Literal["cross_encoder", "causal_lm", "embedding", "late_interaction", "listwise"]
 Pooling = Literal["rank", "mean", "cls", "last", "none"]
 Format = Literal["gguf", "safetensors"]
-NormalizationName = Literal["sigmoid", "affine", "identity"]
 Priority = Literal["low", "normal", "high"]
 TruncateAt = Literal["token", "sentence"]
 # Where a part of a recipe comes from, by precedence: the first source that defines the part wins.
 Source = Literal["settings", "catalog", "file", "method default"]
-
-
-@dataclass(frozen=True, slots=True)
-class Normalization:
-    """The function that maps a raw score to a normalized score in [0, 1].
-
-    `sigmoid`: 1 / (1 + exp(-x)) with x = (raw - logit_mean) / logit_sigma, for logits and differences of
-    logits (the softmax over two labels is the sigmoid of the difference of their logits). The two parameters
-    have the names that vLLM's pooler configuration gives them. `affine`: (raw - low) / (high - low), clipped
-    to [0, 1], for cosines. `identity`: the raw score, clipped to [0, 1]. `raw` is first divided by `divisor`:
-    for MaxSim, the number of the query's vectors.
-    """
-
-    name: NormalizationName
-    low: float = 0.0
-    high: float = 1.0
-    logit_mean: float = 0.0
-    logit_sigma: float = 1.0
-    divisor: int = 1
-
-    @property
-    def argument(self) -> str:
-        """The argument of the sigmoid, as a formula."""
-        shifted = "raw"
-        if self.logit_mean:
-            shifted = f"raw {'-' if self.logit_mean > 0 else '+'} {abs(self.logit_mean):g}"
-        if self.logit_sigma == 1:
-            return shifted
-        return f"{f'({shifted})' if self.logit_mean else shifted} / {self.logit_sigma:g}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,9 +32,9 @@ class RerankResult:
 
     `tokens` is the number of tokens that the engine read. `cached` is the number of distinct texts whose
     score came from the cache; `cached_tokens` counts the tokens of these, and of the request's duplicates.
-    `normalization` is the name of the normalization, or `raw` for raw scores. `warnings` are sentences for
-    the client, for example which documents were truncated. Times are in seconds: waiting in the queue, in the
-    engine, and from start to end.
+    `normalization` is the name of the normalization, or `raw` for raw scores, and `divisor` what it divides
+    raw scores by. `warnings` are sentences for the client, for example which documents were truncated. Times
+    are in seconds: waiting in the queue, in the engine, and from start to end.
     """
 
     model: str
@@ -51,6 +51,7 @@ class RerankResult:
     queue_s: float = 0.0
     engine_s: float = 0.0
     total_s: float = 0.0
+    divisor: int = 1
 
     @property
     def requested_tokens(self) -> int:

@@ -172,14 +172,17 @@ class Reranker:
         with served.queue.admit(client, len(request.documents), size_bytes, weight) as queued:
             texts = texts_to_score(request, served)
             scored = await self._scored(served, request, queued, texts, budget, timeout_s)
-        rows = ranked(request, scored.raw, scored.normalization or served.model.recipe.normalization)
+        own = scored.normalization or served.model.recipe.normalization
+        how = served.model.resolution.calibrated(own)
+        rows = ranked(request, scored.raw, how)
         has_scores = any(value is not None for value in scored.raw)
         none = ("No document reaches the score_threshold of the request.",) * (has_scores and not rows)
         result = RerankResult(
             model=request.model or served.name,
             results=rows,
             tokens=scored.tokens,
-            normalization="raw" if request.raw_scores else served.model.recipe.normalization.name,
+            normalization="raw" if request.raw_scores else how.name,
+            divisor=how.divisor,
             warnings=(
                 request.warnings
                 + served.model.resolution.warnings

@@ -78,6 +78,7 @@ class ModelStatus(TypedDict):
     window: int
     transform: str
     explain: str
+    calibration: dict[str, Any] | None
     notes: list[str]
     warnings: list[str]
     settings: dict[str, Any]
@@ -164,11 +165,12 @@ async def _model(served: ServedModel) -> ModelStatus:
         "languages": list(entry.languages) if entry is not None else [],
         "method": recipe.method,
         "max_length": recipe.max_length,
-        "normalization": recipe.normalization.name,
+        "normalization": model.resolution.calibrated(recipe.normalization).name,
         "way": old_value("method", recipe.method),
         "window": recipe.max_length,
         "transform": recipe.normalization.name,
         "explain": model.resolution.explanation,
+        "calibration": asdict(own) if (own := model.resolution.calibration) is not None else None,
         "notes": [*model.resolution.notes, *served.self_test.doubts],
         "warnings": [*model.resolution.warnings, *served.self_test.doubts],
         "settings": served.wanted.changed,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rerankd import config
+from rerankd.cli import calibrate as calibration
 from rerankd.cli import completion
 from rerankd.cli.output import Config, Json, print_json, say
 from rerankd.cli.progress_bar import progress
@@ -76,6 +77,38 @@ def evaluate(
     seed: Annotated[
         int, typer.Option(help="Random seed of the significance test; the same seed gives the same p-value.")
     ] = 1,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Fit the model's scores to probabilities of relevance, instead of comparing two orders.",
+        ),
+    ] = False,
+    precision: Annotated[
+        float,
+        typer.Option(
+            help="With --calibrate: propose a score_threshold that keeps this share of relevant documents.",
+            min=0.01,
+            max=1,
+        ),
+    ] = 0.9,
+    relevant_grade: Annotated[
+        int, typer.Option(help="With --calibrate: the lowest grade that counts as relevant.", min=1)
+    ] = 1,
+    unjudged_irrelevant: Annotated[
+        bool,
+        typer.Option(
+            "--unjudged-irrelevant",
+            help="With --calibrate: first-stage candidates without a judgement count as not relevant.",
+        ),
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="With --calibrate: write a reliability plot to this file, as SVG.")
+    ] = None,
+    write: Annotated[
+        bool,
+        typer.Option("--write", help="With --calibrate: write the calibration to the settings file."),
+    ] = False,
     as_json: Json = False,
     config_file: Config = None,
 ) -> None:
@@ -85,6 +118,9 @@ def evaluate(
     stage finds candidates for each query, the model reranks them, and both orders are compared with the
     judgements: nDCG@10 (are the best documents on top?), RR@10 (how high is the first good document? Its mean
     is MRR), R@10 (what share of the good documents is in the top ten?). All are between 0 and 1.
+
+    With --calibrate, the command starts an engine, fits a function from the model's raw scores to the
+    probability that a document is relevant, and prints it as a section of rerankd.toml.
 
     Without --model and --url, the command uses the server running on this machine; if none is running, it
     starts an engine with the configured model. To try it, run rerankd eval.
@@ -101,6 +137,11 @@ def evaluate(
     if save_run is not None and not save_run.parent.is_dir():
         raise ConfigError(f"--save-run: the folder {save_run.parent} does not exist.")
     faults = Faults(lenient=lenient)
+    if calibrate and url:
+        raise ConfigError(
+            "--calibrate needs the model's file, which its calibration is stored with. Name the model with "
+            "--model instead of --url."
+        )
     judged = read(collection or EVERYDAY, split, faults)
 
     server = Remote(url, api_key=api_key, model=remote_model) if url else None
@@ -111,8 +152,23 @@ def evaluate(
         async with _asked(settings, server, not url, report) as (name, ask):
             return name, await second_stage.rerank(judged, found, ask, report)
 
+    def first_stage(tell: Progress) -> Ranking:
+        return read_run(run, judged, candidates, faults) if run else bm25.rank(judged, candidates, tell)
+
+    if calibrate:
+        with progress() as tell:
+            unjudged = first_stage(tell) if unjudged_irrelevant else None
+        calibration.run(
+            settings,
+            judged,
+            unjudged,
+            calibration.Options(
+                relevant_grade, unjudged_irrelevant, precision, plot, write, seed, as_json, config_file
+            ),
+        )
+        return
     with progress() as tell:
-        first = read_run(run, judged, candidates, faults) if run else bm25.rank(judged, candidates, tell)
+        first = first_stage(tell)
         name, after = asyncio.run(reranked(first, tell))
     found = report.Evaluation(
         collection=judged,

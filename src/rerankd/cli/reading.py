@@ -68,4 +68,4 @@ def read(settings: Settings, model: str, progress: Progress) -> Read:
         return Read(found.metadata, found.resolved, found)
     path = store.Store(settings.home).locate(wanted.ref, progress, settings.builtin_wheel)
     metadata = model_files.read(path)
-    return Read(metadata, resolve_file(metadata, wanted.scoring))
+    return Read(metadata, resolve_file(metadata, wanted.scoring, wanted.calibration))

@@ -82,6 +82,12 @@ def notes(status: dict[str, Any]) -> list[str]:
             f"{name} on disk: {size_words(file['size_bytes'])} of {size_words(file['most_bytes'])} in "
             f"{file['path']}" + (f"; not used: {file['problem']}" if file["problem"] else "")
         )
+    lines += [
+        f"{model['id']}: calibrated by {one['method']} on {one['collection']}, {one['fitted']}: "
+        f"{one['relevant'] + one['irrelevant']} pairs of {one['queries']} queries, {one['relevant']} relevant"
+        for model in models
+        if (one := model.get("calibration"))
+    ]
     lines += [f"{model['id']}: self-test {result}" for model in models if (result := model.get("self_test"))]
     lines += [
         f"{one['id']}: {one['error'] or one['doing'] or 'reading the model file'}"

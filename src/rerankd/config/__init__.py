@@ -8,9 +8,10 @@ from rerankd.config.model_settings import EffectiveModelSettings, ModelSettings,
 from rerankd.config.request_defaults import RequestDefaults
 from rerankd.config.scoring_settings import ScoringSettings
 from rerankd.config.settings import Settings, changed, engines_differ, needs
-from rerankd.config.sources import find, from_machine, load, override, service_links
+from rerankd.config.sources import FILE_NAME, find, from_machine, load, override, service_links
 
 __all__ = [
+    "FILE_NAME",
     "EffectiveModelSettings",
     "ModelSettings",
     "RequestDefaults",

@@ -11,6 +11,7 @@ from rerankd.backends.table import BACKENDS
 from rerankd.config.backend_options import with_options, with_overrides
 from rerankd.config.request_defaults import RequestDefaults
 from rerankd.config.scoring_settings import ScoringSettings
+from rerankd.normalization import Calibration
 
 if TYPE_CHECKING:
     EngineName = str
@@ -72,6 +73,9 @@ class ModelSettings(ScoringSettings):
         description="the model: a name from `rerankd list`, a GGUF file, or builtin:e5; if empty, NAME",
     )
     aliases: Names = Field((), description="additional names of the model in requests")
+    calibration: Calibration | None = Field(
+        None, description="scores as probabilities of relevance; written by `rerankd eval --calibrate`"
+    )
 
 
 @with_options
@@ -82,6 +86,7 @@ class EffectiveModelSettings(ServingSettings, RequestDefaults):
     ref: str
     names: tuple[str, ...]
     scoring: ScoringSettings
+    calibration: Calibration | None = None
 
     @property
     def of_engines(self) -> Self:
@@ -93,5 +98,7 @@ class EffectiveModelSettings(ServingSettings, RequestDefaults):
     @property
     def changed(self) -> dict[str, Any]:
         """The settings that differ from their defaults, as JSON values."""
-        found = self.model_dump(mode="json", exclude_defaults=True, exclude={"ref", "names", "scoring"})
+        found = self.model_dump(
+            mode="json", exclude_defaults=True, exclude={"ref", "names", "scoring", "calibration"}
+        )
         return found | self.scoring.model_dump(mode="json", exclude_defaults=True)

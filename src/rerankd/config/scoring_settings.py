@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from rerankd.backends.options import Options
 from rerankd.deprecated_names import with_current_names
-from rerankd.domain import Method, NormalizationName
+from rerankd.domain import Method
+from rerankd.normalization import NormalizationName
 
 
 class ScoringSettings(Options):

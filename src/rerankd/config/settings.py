@@ -109,7 +109,7 @@ class Settings(ServingSettings, RequestDefaults, LiveSettings, FixedSettings):
 
     def _merged(self, name: str, *, first: bool) -> EffectiveModelSettings:
         own = self.models.get(name, ModelSettings())
-        given = own.model_dump(exclude_none=True, exclude={"ref", "aliases"})
+        given = own.model_dump(exclude_none=True, exclude={"ref", "aliases", "calibration"})
         shared = EffectiveModelSettings.model_fields.keys() & Settings.model_fields.keys()
         return EffectiveModelSettings.model_construct(
             **{key: given.get(key, getattr(self, key)) for key in shared - {"scoring"}},
@@ -119,6 +119,7 @@ class Settings(ServingSettings, RequestDefaults, LiveSettings, FixedSettings):
                 *((name,) if name in self.models else ()),
                 *own.aliases,
             ),
+            calibration=own.calibration,
             scoring=self.scoring.model_copy(
                 update={key: value for key, value in given.items() if key in ScoringSettings.model_fields}
             ),

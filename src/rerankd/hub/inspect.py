@@ -44,9 +44,12 @@ def describe(metadata: ModelMetadata, resolved: Resolution, ref: str = "", place
             lines += ["", "# rerankd.toml", settings]
         return _printable("\n".join(lines + _causal_lines(metadata)))
     recipe = resolved.outcome
-    lines.append(f"scored as {explain(recipe)}")
+    lines.append(f"scored as {explain(recipe, resolved.calibration)}")
     lines += [f"  {part}: {_value(recipe, part)} ({source})" for part, source in recipe.sources.items()]
+    if resolved.calibration is not None:
+        lines.append(f"  calibration: {resolved.calibration.quality}")
     lines += [f"note: {note}" for note in resolved.notes]
+    lines += [f"warning: {warning}" for warning in resolved.warnings]
     return _printable("\n".join(lines))
 
 
@@ -108,7 +111,8 @@ def describe_json(metadata: ModelMetadata, resolved: Resolution, ref: str = "") 
     recipe, refusal, entry = resolved.recipe, resolved.refusal, resolved.entry
     accepted = refused = None
     if recipe is not None:
-        accepted = asdict(recipe) | {"labels": list(recipe.labels), "explanation": explain(recipe)}
+        explanation = explain(recipe, resolved.calibration)
+        accepted = asdict(recipe) | {"labels": list(recipe.labels), "explanation": explanation}
     if refusal is not None:
         settings = resolved.settings(ref)
         refused = {"reason": refusal.reason, "next_step": refusal.next_step, "settings": settings}
@@ -127,7 +131,9 @@ def describe_json(metadata: ModelMetadata, resolved: Resolution, ref: str = "") 
         "scorable": recipe is not None,
         "recipe": accepted,
         "refusal": refused,
+        "calibration": asdict(resolved.calibration) if resolved.calibration is not None else None,
         "notes": list(resolved.notes),
+        "warnings": list(resolved.warnings),
         "modules": list(metadata.layout.kinds) if metadata.layout is not None else [],
         "causal_recipe": asdict(causal)
         if isinstance(causal := causal_recipe(metadata), CausalRecipe)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from rerankd.domain import Recipe
+from rerankd.normalization import Calibration, Normalization
 
 
-def explain(recipe: Recipe) -> str:
+def explain(recipe: Recipe, calibration: Calibration | None = None) -> str:
     """The scoring formula, as a clause."""
-    return f"{_raw(recipe)}; {_score(recipe)}"
+    if calibration is None:
+        return f"{_raw(recipe)}; {_score(recipe)}"
+    return f"{_raw(recipe)}; {_probability(calibration.normalization(), recipe)}; {calibration.words}"
 
 
 def _raw(recipe: Recipe) -> str:
@@ -43,3 +46,10 @@ def _score(recipe: Recipe) -> str:
     if recipe.method == "causal_lm" and argument == "raw" and len(recipe.labels) == 2:
         sigmoid += ", the probability of {!r} rather than {!r}".format(*recipe.labels)
     return f"the score is {sigmoid}"
+
+
+def _probability(how: Normalization, recipe: Recipe) -> str:
+    per_token = ", with raw / (the number of these tokens)" * (recipe.method == "late_interaction")
+    if how.name == "sigmoid":
+        return f"the score is a probability of relevance, sigmoid({how.argument}){per_token}"
+    return f"the score is a probability of relevance, from a table with {len(how.knots)} knots{per_token}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from rerankd.domain import Method, Normalization
+from rerankd.domain import Method
 from rerankd.errors import ConfigError
+from rerankd.normalization import Normalization
 from rerankd.recipes.partial_recipe import PartialRecipe
 
 
@@ -14,9 +15,10 @@ def normalization_of(settings: PartialRecipe, method: Method, merged: PartialRec
     """
     name, low, high = merged.normalization, merged.low, merged.high
     assert name is not None and low is not None and high is not None, "each method has a default"
-    if method not in ("cross_encoder", "causal_lm") and name == "sigmoid":
+    if method not in ("cross_encoder", "causal_lm") and name == "sigmoid" and settings.logit_sigma is None:
         raise ConfigError(
-            "normalization = sigmoid squeezes cosines into 0.27…0.73. Use affine with low and high."
+            "normalization = sigmoid squeezes cosines into 0.27…0.73. Use affine with low and high, "
+            "or set logit_mean and logit_sigma."
         )
     if name != "sigmoid" and (settings.logit_mean is not None or settings.logit_sigma is not None):
         raise ConfigError(

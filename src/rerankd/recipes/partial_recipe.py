@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from rerankd.domain import Method, NormalizationName, Pooling, Source
+from rerankd.domain import Method, Pooling, Source
+from rerankd.normalization import NormalizationName
 
 
 @dataclass(frozen=True, slots=True)

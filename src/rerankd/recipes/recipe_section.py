@@ -8,12 +8,12 @@ from typing import Any
 
 from rerankd.domain import Method, Pooling, Recipe, Source
 from rerankd.formats.metadata import ModelMetadata
-from rerankd.recipes import late_interaction
+from rerankd.recipes import calibrations, late_interaction
 from rerankd.recipes.explanation import explain
 from rerankd.recipes.model_identity import header_names, plain
 from rerankd.recipes.prompts import toml
 from rerankd.recipes.recipe_sources import CAUSAL_MAX_LENGTH
-from rerankd.recipes.resolution import Resolution
+from rerankd.recipes.resolution import Resolution, section_name
 from rerankd.scoring.prompt import INSTRUCTION
 
 # The settings that define a recipe, by method, in the order in which they are printed.
@@ -103,6 +103,8 @@ def section(resolved: Resolution, recipe: Recipe, ref: str, head_pooling: Poolin
         lines.append(f"# {line}  # unknown: set it as the model card states" if is_open else line)
         if source is not None:
             lines[-1] += f"  # {_SOURCES[source]}"
+    if resolved.calibration is not None:
+        lines += ["", calibrations.section(section_name(ref), resolved.calibration)]
     return "\n".join(lines)
 
 

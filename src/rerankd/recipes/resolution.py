@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rerankd.domain import Recipe, Refusal
+from rerankd.normalization import Calibration, Normalization
 from rerankd.recipes.catalog import Entry
 from rerankd.recipes.explanation import explain
 from rerankd.recipes.model_identity import plain
@@ -17,7 +18,9 @@ class Resolution:
     """How a model file is scored, or why it is refused.
 
     `entry` is the catalog's model that the file was recognised as. `notes` are shown where the recipe is
-    shown; `warnings` are part of every response, because the recipe contains an assumption.
+    shown; `warnings` are part of every response, because the recipe contains an assumption. `calibration`
+    replaces the recipe's normalization in responses, and nowhere else: a raw score does not depend on it, nor
+    does the self-test.
     """
 
     path: Path
@@ -25,6 +28,11 @@ class Resolution:
     entry: Entry | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    calibration: Calibration | None = None
+
+    def calibrated(self, own: Normalization) -> Normalization:
+        """The normalization of responses, where the recipe's is `own`."""
+        return own if self.calibration is None else self.calibration.normalization(own.divisor)
 
     @property
     def recipe(self) -> Recipe | None:
@@ -39,7 +47,7 @@ class Resolution:
         """What the user reads: the scoring formula, or why the model is refused and what to do."""
         if isinstance(self.outcome, Refusal):
             return f"can't be scored correctly: {self.outcome}"
-        return explain(self.outcome)
+        return explain(self.outcome, self.calibration)
 
     def settings(self, ref: str = "") -> str:
         """The section of rerankd.toml that supplies what is missing, "" if settings can't.

@@ -10,10 +10,11 @@ score 0.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Collection, Sequence
 
-from rerankd.domain import Normalization
 from rerankd.errors import EngineError
+from rerankd.normalization import Normalization
 
 # exp(-87) is about the smallest normal float32: no document that was read has a lower score.
 _LOWEST_LOGIT = -87.0
@@ -26,8 +27,19 @@ def score(raw: float, how: Normalization) -> float:
         logit = (raw - how.logit_mean) / how.logit_sigma
         # Two forms, so that exp never overflows.
         return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
+    if how.name == "isotonic":
+        return _between(raw, how.knots)
     value = raw if how.name == "identity" else (raw - how.low) / (how.high - how.low)
     return min(max(value, 0.0), 1.0)
+
+
+def _between(raw: float, knots: Sequence[tuple[float, float]]) -> float:
+    """The value at `raw` of the line through these points, which is constant outside of them."""
+    above = bisect_right(knots, raw, key=lambda knot: knot[0])
+    if above in (0, len(knots)):
+        return knots[max(above - 1, 0)][1]
+    (start, lower), (end, upper) = knots[above - 1 : above + 1]
+    return lower + (upper - lower) * (raw - start) / (end - start)
 
 
 def shown(values: Sequence[float | None], how: Normalization, *, raw: bool) -> list[float]:
@@ -39,7 +51,8 @@ def shown(values: Sequence[float | None], how: Normalization, *, raw: bool) -> l
     if not raw:
         return [0.0 if value is None else score(value, how) for value in values]
     lowest_logit = how.logit_mean + how.logit_sigma * _LOWEST_LOGIT
-    floor = {"sigmoid": lowest_logit, "affine": how.low, "identity": 0.0}[how.name]
+    lowest_knot = how.knots[0][0] if how.knots else 0.0
+    floor = {"sigmoid": lowest_logit, "affine": how.low, "identity": 0.0, "isotonic": lowest_knot}[how.name]
     floor *= how.divisor
     lowest = min((value for value in values if value is not None), default=floor)
     return [min(floor, lowest) if value is None else value for value in values]

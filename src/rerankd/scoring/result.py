@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rerankd.content import text_of
-from rerankd.domain import Normalization, RerankRequest
+from rerankd.domain import RerankRequest
+from rerankd.normalization import Normalization
 from rerankd.rerank_result import DocumentError, ScoredDocument
 from rerankd.scoring import deduplicate, normalize
 from rerankd.scoring.deduplicate import UniqueTexts

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from rerankd.domain import Normalization, Refusal
+from rerankd.domain import Refusal
+from rerankd.normalization import Normalization
 from rerankd.scoring import normalize
 
 QUERY = "What is a panda?"

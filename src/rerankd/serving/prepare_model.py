@@ -18,8 +18,9 @@ from rerankd.errors import DataFolderError, ModelFileError, UnknownModel
 from rerankd.formats import checkpoint_files, head_file, model_files
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.hub import store
+from rerankd.normalization import Calibration
 from rerankd.progress import Progress, silent
-from rerankd.recipes import catalog
+from rerankd.recipes import calibrations, catalog
 from rerankd.recipes.partial_recipe import PartialRecipe
 from rerankd.recipes.resolution import Resolution
 from rerankd.recipes.resolve import resolve
@@ -84,7 +85,7 @@ def prepare(
     path = folders.locate(model.ref, progress, settings.builtin_wheel)
     file_fingerprint = fingerprint(path)
     metadata = model_files.read(path)
-    resolved = resolve_file(metadata, model.scoring)
+    resolved = resolve_file(metadata, model.scoring, model.calibration)
     memory = machine.read().memory_bytes
     names = names_of(model)
     spec = backend_offers.spec(names[0], path, metadata, resolved, model, file_fingerprint)
@@ -137,14 +138,19 @@ def _changed_at(path: Path) -> int:
         return 0
 
 
-def resolve_file(metadata: ModelMetadata, scoring: ScoringSettings) -> Resolution:
-    """How a file is scored, according to its metadata, the catalog and the settings."""
-    return resolve(metadata, catalog.known(), PartialRecipe(**scoring.model_dump()))
+def resolve_file(
+    metadata: ModelMetadata, scoring: ScoringSettings, calibration: Calibration | None = None
+) -> Resolution:
+    """How a file is scored, according to its metadata, the catalog and the settings. With a calibration, the
+    file must be on this machine: it is read to check that the calibration is this model's."""
+    resolved = resolve(metadata, catalog.known(), PartialRecipe(**scoring.model_dump()))
+    return calibrations.with_calibration(resolved, metadata, calibration)
 
 
 def resolve_model(settings: Settings, metadata: ModelMetadata, model: str) -> Resolution:
     """How a file is scored, with the settings for the model that the user refers to as `model`."""
-    return resolve_file(metadata, settings.of(model).scoring)
+    wanted = settings.of(model)
+    return resolve_file(metadata, wanted.scoring, wanted.calibration)
 
 
 def fingerprint(path: Path) -> str:

@@ -23,9 +23,10 @@ from typing import Any
 from rerankd import machine
 from rerankd.backends.base import Batch, Engine, Offer, RawScores
 from rerankd.backends.table import BACKENDS
-from rerankd.domain import Normalization, Refusal
+from rerankd.domain import Refusal
 from rerankd.errors import ModelFileError, RerankdError
 from rerankd.hub import builtin
+from rerankd.normalization import Normalization
 from rerankd.process.child import Child
 from rerankd.process.failure_reasons import DAMAGED_FILE
 from rerankd.scoring import normalize, self_test

@@ -22,9 +22,10 @@ from rerankd.backends.prompt_rate import (
     WIDTH,
     gflops,
 )
-from rerankd.domain import Normalization, Recipe
+from rerankd.domain import Recipe
 from rerankd.errors import DataFolderError, EngineError
 from rerankd.formats.weights import FLOATS
+from rerankd.normalization import Normalization
 from rerankd.process import rundir
 from rerankd.process.child import Child
 

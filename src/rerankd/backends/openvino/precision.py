@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rerankd.domain import Normalization
+from rerankd.normalization import Normalization
 from rerankd.scoring import normalize
 
 Precision = Literal["f32", "bf16"]

@@ -30,12 +30,13 @@ from rerankd.backends.openvino.load import load
 from rerankd.backends.openvino.precision import Precision, Trial
 from rerankd.backends.openvino.runtime import config, op, ov
 from rerankd.backends.worker.scorer import Scorer
-from rerankd.domain import Normalization, Recipe
+from rerankd.domain import Recipe
 from rerankd.errors import RerankdError
 from rerankd.formats import model_files, tokenizer
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.formats.tokenizer import Vocabulary
 from rerankd.formats.weights import Weights
+from rerankd.normalization import Normalization
 from rerankd.scoring import blocks
 from rerankd.scoring.engine_input import Ids, Input
 

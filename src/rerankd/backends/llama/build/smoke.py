@@ -17,8 +17,9 @@ from rerankd.backends.base import EngineSpec
 from rerankd.backends.llama import completion, launch
 from rerankd.backends.llama.build import tiny
 from rerankd.backends.llama.client import LlamaClient
-from rerankd.domain import Normalization, Recipe
+from rerankd.domain import Recipe
 from rerankd.errors import EngineError
+from rerankd.normalization import Normalization
 from rerankd.process import rundir
 from rerankd.process.child import Child
 
