@@ -1,7 +1,7 @@
 // Status page: figures, plots, models with their engines, and the models that can be pulled.
 import { $, el } from "./dom.js";
 import { ask, code, Refused, send } from "./server.js";
-import { bars, format, lines } from "./plot.js";
+import { bars, format, lines, reliability } from "./plot.js";
 import { shown as inWords, t } from "./words.js";
 
 const shown = new Map();
@@ -82,10 +82,11 @@ function card(id) {
   const notes = el("ul", { class: "notes" });
   const wrong = el("p", { class: "wrong" });
   const facts = el("dl", { class: "facts" });
+  const calibrated = el("div");
   const log = el("pre", { class: "log", tabIndex: 0, "aria-label": t("Last lines of the engine's log") });
   const where = el("p", { class: "small muted" });
   const actions = buttons(id);
-  const element = el("article", { class: "card model", "aria-label": id }, el("header", {}, el("h3", {}, id), pill), names, why, notes, wrong, facts, el("details", {}, el("summary", {}, t("Last lines of the engine's log")), where, log), actions.element);
+  const element = el("article", { class: "card model", "aria-label": id }, el("header", {}, el("h3", {}, id), pill), names, why, notes, wrong, facts, calibrated, el("details", {}, el("summary", {}, t("Last lines of the engine's log")), where, log), actions.element);
 
   function show(model, admin) {
     const { engine } = model;
@@ -111,6 +112,7 @@ function card(id) {
       ...(model.languages.length ? fact(t("Languages"), model.languages.join(" ")) : []),
       ...(Object.keys(model.settings).length ? fact(t("Settings"), Object.entries(model.settings).map(([name, value]) => `${name} = ${JSON.stringify(value)}`).join(", ")) : []),
     );
+    calibrated.replaceChildren(...(model.calibration?.reliability.length ? [reliability(model.calibration)] : []));
     where.textContent = engine.log;
     const lines = engine.last_lines.join("\n");
     if (log.textContent !== lines) {
