@@ -17,9 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from rerankd import machine
-from rerankd.domain import Normalization, Recipe
+from rerankd.domain import Recipe
 from rerankd.formats import checkpoint_files, head_file
 from rerankd.formats.metadata import ModelMetadata
+from rerankd.normalization import Normalization
 from rerankd.state import StateStore
 
 _SECTION = "content"
