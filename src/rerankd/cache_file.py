@@ -259,9 +259,9 @@ class CacheFile:
             while self._used_bytes() > goal and self._evict():
                 self._shorten_log()
         if _number(self._database, "page_count") * _PAGE_BYTES > self._limit_bytes:
-            with self._transaction() as run:
-                run.execute("PRAGMA incremental_vacuum(1024)").fetchall()
-            self._shorten_log()
+            # `execute` would take one step, which frees one page.
+            self._database.executescript("PRAGMA incremental_vacuum(1024)")
+            self._shorten_log(0)
 
     def _used_bytes(self) -> int:
         pages = _number(self._database, "page_count") - _number(self._database, "freelist_count")
@@ -281,9 +281,10 @@ class CacheFile:
             run.execute("DELETE FROM entries WHERE id <= ?", (last,))
         return True
 
-    def _shorten_log(self) -> None:
+    def _shorten_log(self, most_bytes: int = _LOG_BYTES) -> None:
+        """Copy the log into the database if it has more bytes. The database shrinks only then."""
         log = Path(f"{self._path}-wal")
-        if _size(log) > _LOG_BYTES:
+        if _size(log) > most_bytes:
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             if _size(log) > _LOG_BYTES + self.largest_value:
                 raise sqlite3.OperationalError("its write-ahead log is in use and can't be shortened")

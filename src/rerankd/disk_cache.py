@@ -1,9 +1,9 @@
 """The cache on disk: values by 16-byte keys that survive a restart, in one file (see cache_file.py).
 
 It never delays a request for long and never fails one. Two threads use the file: one reads; the other writes
-what was put, twice a second. A read that takes longer than READ_WAIT_S counts as a miss, and until it has
-ended all further reads do, too. A file that is damaged is set aside; if the file can't be used or written,
-for example because the disk is full, this is logged once, shown in the status, and tried again.
+what was put, twice a second. A read that takes longer than `wait_s` counts as a miss, and for some seconds
+after it has ended all further reads do, too. A file that is damaged is set aside. If the file can't be used
+or written, for example because the disk is full, this is logged once, shown in the status, and tried again.
 
 `find` and `put` may be called from any thread, also from that of an event loop: they touch no file.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 import sqlite3
 import threading
@@ -26,8 +27,7 @@ from rerankd.cache_file import CacheFile
 
 _log = logging.getLogger("rerankd")
 
-READ_WAIT_S = 0.1
-"""How long a request waits for the disk."""
+_LEAST_WAIT_S = 0.1
 WRITE_S = 0.5
 """Seconds between writes: a kill loses what was put since the last one."""
 # Until the file is opened again after an error, and until it is read again after a late or failed read.
@@ -57,17 +57,18 @@ class DiskStatus:
 
 
 class DiskCache:
-    """The values in one file, up to `most_bytes`, for `ttl_s` seconds (0: without a limit of time)."""
+    """The values in one file, up to `most_bytes`, for `ttl_s` seconds (0: without a limit of time). To
+    compute a value takes at least `spares_s`, so it is worth to wait that long for it."""
 
-    def __init__(self, path: Path, most_bytes: int, ttl_s: float) -> None:
-        self._path, self._most_bytes, self._ttl_s = path, most_bytes, ttl_s
+    def __init__(self, path: Path, most_bytes: int, ttl_s: float, spares_s: float) -> None:
+        self._path, self._most_bytes, self._ttl_s, self._spares_s = path, most_bytes, ttl_s, spares_s
         self._lock = threading.Lock()
         self._waiting: Values = {}
         self._waiting_bytes = 0
         self._used: set[bytes] = set()
         self._jobs: queue.SimpleQueue[tuple[Sequence[bytes], Future[Values]] | None] = queue.SimpleQueue()
-        # Since when the reader has been busy: at first, because the file is being prepared.
-        self._busy_since: float | None = time.monotonic()
+        # Until when a reader that is busy is in time: at first, it waits until the file is prepared.
+        self._due: float = time.monotonic() + _LEAST_WAIT_S
         self._pause_until = 0.0
         self._closing = threading.Event()
         self._prepared = threading.Event()
@@ -98,13 +99,16 @@ class DiskCache:
                 self._dropped,
             )
 
+    def wait_s(self, keys: int) -> float:
+        """How long to wait for so many keys."""
+        return max(_LEAST_WAIT_S, keys * self._spares_s)
+
     def find(self, keys: Sequence[bytes]) -> Future[Values]:
-        """The values of those keys that are known. The caller waits for at most READ_WAIT_S, then cancels the
+        """The values of those keys that are known. The caller waits for at most `wait_s`, then cancels the
         future and goes on without them."""
         found: Future[Values] = Future()
-        now, since = time.monotonic(), self._busy_since
-        is_late = since is not None and now - since > READ_WAIT_S
-        if not keys or is_late or now < self._pause_until or self._closing.is_set():
+        now = time.monotonic()
+        if not keys or now > self._due or now < self._pause_until or self._closing.is_set():
             found.set_result({})
         else:
             self._jobs.put((keys, found))
@@ -131,13 +135,13 @@ class DiskCache:
     def _read_all(self) -> None:
         """The thread that reads."""
         self._prepared.wait()
-        self._busy_since = None
+        self._due = math.inf
         file: CacheFile | None = None
         while (job := self._jobs.get()) is not None:
             keys, future = job
             if not future.set_running_or_notify_cancel():
                 continue
-            self._busy_since = since = time.monotonic()
+            self._due = due = time.monotonic() + self.wait_s(len(keys))
             found: Values = {}
             used: list[bytes] = []
             try:
@@ -150,10 +154,10 @@ class DiskCache:
                 if file is not None and cache_file.is_damage(error):
                     self._damaged = file.identity
                 file = _close(file)
-                self._pause_until = since + _PAUSE_S
-            if (now := time.monotonic()) - since > READ_WAIT_S:
+                due = 0.0
+            if (now := time.monotonic()) > due:  # late, or failed
                 self._pause_until = now + _PAUSE_S
-            self._busy_since = None
+            self._due = math.inf
             with self._lock:
                 self._hits += len(found)
                 self._misses += len(keys) - len(found)

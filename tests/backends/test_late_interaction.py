@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from rerankd.rerank_result import RerankResult
 from rerankd.scoring.engine_input import Input, Question
 from rerankd.service import Reranker
 from rerankd.serving.prepare_model import prepare
-from support import golden
+from support import golden, until
 
 # 3e-5 was seen: a sum over up to 32 tokens, in float32.
 BOUND = 1e-4
@@ -127,6 +128,30 @@ async def test_a_new_worker_has_forgotten_the_vectors_and_scores_the_same(tmp_pa
         assert second == pytest.approx(first, abs=BOUND)  # the passes hold other documents together
         assert isinstance(served.state.state, Ready) and served.pids != [pid]
         assert kept(reranker).misses >= kept(reranker).documents > 60
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_vectors_on_disk_survive_a_restart_and_score_the_same(engine: str, tmp_path: Path) -> None:
+    model = late.build("stanford-bert", tmp_path)
+    on_disk = settings(model, tmp_path / "home", engine=engine, cache_path=tmp_path / "cache")
+    queries = ("bread", "opening hours of the library")
+    async with Reranker(on_disk) as reranker:
+        first = [raw(await reranker.rerank(query, DOCUMENTS, raw_scores=True)) for query in queries]
+        assert kept(reranker).disk_hits == 0
+        distinct = kept(reranker).documents
+        file = tmp_path / "cache" / "vectors.sqlite"
+
+        def rows() -> int:
+            with sqlite3.connect(file) as database:
+                return int(database.execute("SELECT count(*) FROM entries").fetchone()[0])
+
+        until(lambda: rows() == distinct)
+    (tmp_path / "cache" / "scores.sqlite").unlink()
+    async with Reranker(on_disk.model_copy(update={"document_vectors_mb": 0})) as reranker:
+        again = [raw(await reranker.rerank(query, DOCUMENTS, raw_scores=True)) for query in queries]
+        assert again == first, "the vectors are on disk as they were computed"
+        assert kept(reranker).misses == 0
+        assert kept(reranker).hits == kept(reranker).disk_hits >= 2 * distinct
 
 
 async def test_no_vectors_are_kept_with_a_bound_of_0(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rerankd.domain import Recipe
     from rerankd.formats.metadata import ModelMetadata
 
+VECTOR_SPARES_S = 0.005
+"""Seconds of computation that the vectors of a document on disk spare, at least on a CPU."""
 _VECTOR_FILE = "RERANKD_ENGINE_VECTOR_FILE"
 
 

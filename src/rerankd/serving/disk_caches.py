@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from rerankd.backends.token_vectors import VectorFile
+from rerankd.backends.token_vectors import VECTOR_SPARES_S, VectorFile
 from rerankd.config import Settings
 from rerankd.disk_cache import DiskCache, DiskStatus
 
+# What a pair of a small model takes on a CPU, at least.
+_SCORE_SPARES_S = 0.001
 _SCORES, _VECTORS = "scores.sqlite", "vectors.sqlite"
 
 
@@ -21,11 +23,11 @@ class DiskCaches:
         folder, ttl_s = settings.cache_path, settings.cache_ttl_s
         if folder is None:
             return
-        self.scores = DiskCache(folder / _SCORES, settings.cache_disk_mb * 2**20, ttl_s)
+        self.scores = DiskCache(folder / _SCORES, settings.cache_disk_mb * 2**20, ttl_s, _SCORE_SPARES_S)
         if settings.vectors_disk_mb:
             path, most_bytes = (folder / _VECTORS).absolute(), settings.vectors_disk_mb * 2**20
             self.engine_vectors = VectorFile(str(path), most_bytes, ttl_s)
-            self.vectors = DiskCache(path, most_bytes, ttl_s)
+            self.vectors = DiskCache(path, most_bytes, ttl_s, VECTOR_SPARES_S)
 
     @property
     def status(self) -> dict[str, DiskStatus]:

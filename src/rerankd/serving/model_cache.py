@@ -11,7 +11,6 @@ import logging
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from rerankd import machine
 from rerankd.config import Settings
-from rerankd.disk_cache import READ_WAIT_S, Values
+from rerankd.disk_cache import DiskCache, Values
 from rerankd.errors import EngineStartFailed
 from rerankd.scoring.cache import CachedScore, CachedVector, ScoreCache
 from rerankd.serving import content_identity
@@ -109,7 +108,7 @@ class ModelCache(ScoreCache):
         in_memory = len(found)
         missing = [at for at in range(len(keys)) if at not in found]
         if missing and self._is_on_disk and self._disk.scores is not None:
-            values = await _soon(self._disk.scores.find([keys[at] for at in missing]), within_s)
+            values = await _found(self._disk.scores, [keys[at] for at in missing], within_s)
             for at in missing if values else ():
                 if (value := values.get(keys[at])) is not None and len(value) == _SCORE.size:
                     found[at] = CachedScore(*_SCORE.unpack(value))
@@ -132,7 +131,7 @@ class ModelCache(ScoreCache):
         found = {at: one for at, key in enumerate(keys) if (one := self.vectors.get(key)) is not None}
         missing = [at for at in range(len(keys)) if at not in found]
         if missing and self._is_on_disk and self._disk.vectors is not None:
-            values = await _soon(self._disk.vectors.find([keys[at] for at in missing]))
+            values = await _found(self._disk.vectors, [keys[at] for at in missing])
             for at in missing if values else ():
                 if (value := values.get(keys[at])) is not None:
                     tokens, is_truncated = _VECTOR.unpack_from(value)
@@ -147,12 +146,13 @@ class ModelCache(ScoreCache):
         return self.vectors.put(key, vector, tokens, is_truncated=is_truncated)
 
 
-async def _soon(found: Future[Values], within_s: float = math.inf) -> Values:
-    """What the disk has, or nothing if it does not answer soon."""
+async def _found(disk: DiskCache, keys: Sequence[bytes], within_s: float = math.inf) -> Values:
+    """What the disk has of the keys, or nothing if it does not answer in time."""
+    found = disk.find(keys)
     if found.done():
         return found.result()
     try:
-        async with asyncio.timeout(min(within_s, READ_WAIT_S)):
+        async with asyncio.timeout(min(within_s, disk.wait_s(len(keys)))):
             return await asyncio.wrap_future(found)
     except TimeoutError:
         return {}

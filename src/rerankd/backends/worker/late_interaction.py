@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rerankd.backends.token_vectors import KeptVectors, TokenVectors, VectorFile
+from rerankd.backends.token_vectors import VECTOR_SPARES_S, KeptVectors, TokenVectors, VectorFile
 from rerankd.backends.worker.methods import Plan, unit
 from rerankd.backends.worker.passes import Reading, Vectors
-from rerankd.disk_cache import READ_WAIT_S, DiskCache
+from rerankd.disk_cache import DiskCache
 from rerankd.scoring.engine_input import Ids, Input
 
 # What a kept document takes besides its numbers: key, array, and the dictionary's entry.
@@ -79,16 +79,15 @@ class VectorDisk:
 
     def __init__(self, file: VectorFile) -> None:
         self._identity = bytes.fromhex(file.identity)
-        self._disk = DiskCache(Path(file.path), file.most_bytes, file.ttl_s)
+        self._disk = DiskCache(Path(file.path), file.most_bytes, file.ttl_s, VECTOR_SPARES_S)
         self._disk.start()
-        self.hits = 0
 
     def find(self, keys: Sequence[bytes]) -> dict[bytes, Vectors]:
-        """The vectors of those texts that are known. Waits for the disk for READ_WAIT_S."""
+        """The vectors of those texts that are known. Waits for the disk no longer than a request does."""
         own = {self._key(key): key for key in keys}
         reading = self._disk.find([*own])
         try:
-            values = reading.result(READ_WAIT_S)
+            values = reading.result(self._disk.wait_s(len(own)))
         except (TimeoutError, CancelledError):
             reading.cancel()
             return {}
@@ -96,7 +95,6 @@ class VectorDisk:
         for key, value in values.items():
             (width,) = _WIDTH.unpack_from(value)
             found[own[key]] = np.frombuffer(value, np.float32, offset=_WIDTH.size).reshape(-1, width)
-        self.hits += len(found)
         return found
 
     def put(self, key: bytes, vectors: Vectors) -> None:
@@ -113,7 +111,7 @@ class MaxSim:
         self._how = how
         self._skiplist = np.array(how.skiplist, np.int32)
         self._documents = VectorCache(how.most_bytes)
-        self._disk = disk
+        self._disk, self._disk_hits = disk, 0
         self._queries = VectorCache(_QUERIES_BYTES)
 
     @classmethod
@@ -124,10 +122,7 @@ class MaxSim:
 
     @property
     def kept(self) -> KeptVectors:
-        found = self._documents.kept
-        if self._disk is None:
-            return found
-        on_disk = self._disk.hits
+        found, on_disk = self._documents.kept, self._disk_hits
         return replace(found, hits=found.hits + on_disk, misses=found.misses - on_disk, disk_hits=on_disk)
 
     def plan(self, inputs: Sequence[Input], *, anew: bool = False) -> Plan:
@@ -160,11 +155,13 @@ class MaxSim:
     def _known(self, keys: Sequence[bytes]) -> dict[bytes, Vectors]:
         """The vectors of documents that are kept in memory or on disk."""
         known = self._documents.find(keys)
-        missing = [key for key in dict.fromkeys(keys) if key not in known]
+        missing = [key for key in keys if key not in known]
         if self._disk is not None and missing:
-            for key, vectors in self._disk.find(missing).items():
+            found = self._disk.find(missing)
+            for key, vectors in found.items():
                 self._documents.put(key, vectors)
-                known[key] = vectors
+            self._disk_hits += sum(key in found for key in missing)
+            known |= found
         return known
 
     def _query(self, ids: Ids) -> Reading:
