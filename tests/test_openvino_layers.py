@@ -6,6 +6,7 @@ import numpy as np
 
 from rerankd.backends.openvino import layers
 from rerankd.backends.openvino.runtime import config, op, ov
+from rerankd.backends.worker.positions import MASKED
 
 
 def test_the_mask_of_local_attention_is_held_once() -> None:
@@ -22,4 +23,4 @@ def test_the_mask_of_local_attention_is_held_once() -> None:
     values = request.infer([np.zeros((1, 4, 8), np.float32), np.zeros((1, 1, 1, 4), np.float32)])[0]
     places = np.arange(4)
     is_far = abs(places[:, None] - places) > 2
-    assert (values[0, 0] == np.where(is_far, np.float32(layers.MASKED), 0)).all()
+    assert (values[0, 0] == np.where(is_far, np.float32(MASKED), 0)).all()

@@ -97,7 +97,7 @@ async def test_a_model_whose_engines_disagree_is_refused_or_warns_in_each_answer
     log, socket = tmp_path / "log", tmp_path / "s.sock"
     values, vocabulary = [9.0, -9.0, 9.0, -9.0, 9.0], ModelVocabulary(model.metadata)
     answer = run_self_test.Answer(RawScores(values), model.recipe.normalization)
-    wrong = await run_self_test.run(model, answer, other, vocabulary, socket, log)
+    wrong = await run_self_test.run(model, answer, other, vocabulary, socket, log, "")
     assert wrong is not None and wrong.is_fatal
     run_self_test.store(state, key, model, other, wrong)
     with pytest.raises(Unscorable, match=r"differs from llama\.cpp b.*--force"):

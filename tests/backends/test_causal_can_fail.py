@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from breaks import Change, config, next_rows, ones, rows_reversed, tensor
 
-from rerankd.backends.openvino.causal import CausalModel, mask
+from rerankd.backends.openvino.causal import CausalModel
 from rerankd.backends.openvino.encoder import Encoder
-from rerankd.backends.openvino.layers import MASKED
 from rerankd.backends.worker.methods import Logits
+from rerankd.backends.worker.positions import MASKED, mask
 from rerankd.backends.worker.scorer import Scorer
 from rerankd.scoring.engine_input import Input, Question
 from support import GOLDEN

@@ -1,10 +1,8 @@
 """The interface of a backend: which models it can run, and how it starts and calls an engine for them.
 
 A backend starts engines from a model's files; an engine computes scores. No code outside a backend's folder
-uses its name: other code iterates over the table in table.py.
-llama.cpp caches a prompt prefix, so batches of one query follow each other. OpenVINO tests bf16 before the
-first load (`settle`). A listwise model scores a block of documents at once. A late-interaction engine caches
-document vectors by itself. A remote server is an `Engine` without a backend, a model file or a child process.
+uses its name: other code iterates over the table in table.py. A remote server is an `Engine` without a
+backend, a model file or a child process.
 """
 
 from __future__ import annotations
@@ -142,6 +140,7 @@ class Offer:
     once it is made. `spans_cards`: a replica may be spread over several GPUs; otherwise each is on one.
     `cards` are the GPUs that may be used (see memory.card), () any. `shortfall`: why the rank is not higher,
     as a clause that users should know; "" if nothing is missing. `prompt_rate`: see Backend.prompt_rate.
+    `rounds_to`: the type to which the engine rounds weights, whatever the file's; "" for no other.
     """
 
     backend: Backend
@@ -161,6 +160,7 @@ class Offer:
     cards: tuple[str, ...] = ()
     shortfall: str = ""
     prompt_rate: float = 0.0
+    rounds_to: str = ""
 
 
 class Rank:

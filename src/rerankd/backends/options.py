@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from rerankd.domain import Refusal
+
 Needs = Literal["live", "engine", "restart"]
 O = TypeVar("O", bound="Options")  # noqa: E741
 
@@ -67,7 +69,10 @@ def trait(field: FieldInfo, name: str) -> Any:
     return field.json_schema_extra.get(name) if isinstance(field.json_schema_extra, dict) else None
 
 
-Precision = Literal["auto", "f32", "bf16", "fp8"]
+Precision = Literal["auto", "f32", "bf16", "fp8", "int8"]
+
+NO_INT8 = Refusal("it does not compute in int8", "leave precision at auto", is_minor=True)
+"""The answer of a backend without int8 to precision = int8: it is never replaced by other arithmetic."""
 
 
 class PrecisionOptions(Options):
@@ -78,7 +83,8 @@ class PrecisionOptions(Options):
         description="precision of the arithmetic; auto: OpenVINO uses bf16 if it is faster on this CPU and "
         "keeps the order of documents; PyTorch uses float32 on a CPU and half precision on a GPU (bf16 where "
         "the card has it), or float8 with fp8; llama.cpp on a GPU rounds keys and values to F16, with f32 it "
-        "does not",
+        "does not. int8: ONNX Runtime computes products in 8 bits, the fastest on a CPU without bf16; scores "
+        "change a little (pip install 'rerankd[onnx]')",
     )
     weights: Literal["full", "compressed"] = per_model(
         "full",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rerankd.backends.base import Backend, Offer, Rank
+from rerankd.backends.options import NO_INT8
 from rerankd.backends.safer_steps import OTHER_BACKEND, Step
 from rerankd.domain import Refusal
 from rerankd.errors import ConfigError
@@ -54,11 +55,13 @@ def choose(wanted: str, answers: Sequence[tuple[Backend, Offer | Refusal]]) -> S
         reason = "; ".join(filter(None, ("it is set as engine", named.shortfall, named.reason)))
         return Selection(replace(named, reason=reason), None, refusals)
     if not offers:
-        raise ConfigError(" ".join(_sentence(title, refusal) for title, refusal in refusals.items()))
+        # That the others do not compute in int8 is no news to a user who set it.
+        told = {title: one for title, one in refusals.items() if one is not NO_INT8} or refusals
+        raise ConfigError(" ".join(_sentence(title, refusal) for title, refusal in told.items()))
     best, *others = sorted(offers, key=lambda offer: (-offer.rank, -offer.prompt_rate))
-    told = [_clause(refusal) for refusal in refusals.values() if not refusal.is_minor]
-    told += [offer.shortfall for offer in offers if offer.shortfall]
-    reason = "; ".join([*told, best.reason])
+    clauses = [_clause(refusal) for refusal in refusals.values() if not refusal.is_minor]
+    clauses += [offer.shortfall for offer in offers if offer.shortfall]
+    reason = "; ".join([*clauses, best.reason])
     fallback = None
     # The copy that a patch needs is made only for the selected engine.
     others = [one for one in others if one.patch is None]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from rerankd.backends.base import Backend
 from rerankd.backends.llama.backend import LlamaBackend
+from rerankd.backends.onnx.backend import OnnxBackend
 from rerankd.backends.openvino.backend import OpenVinoBackend
 from rerankd.backends.torch.backend import TorchBackend
 
-BACKENDS: list[Backend] = [OpenVinoBackend(), TorchBackend(), LlamaBackend()]
+BACKENDS: list[Backend] = [OpenVinoBackend(), OnnxBackend(), TorchBackend(), LlamaBackend()]

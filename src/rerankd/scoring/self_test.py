@@ -74,22 +74,24 @@ def compare(
     values: Sequence[float | None],
     other: Sequence[float | None],
     normalization: Normalization,
-    quantisation: str,
+    *quantisations: str,
 ) -> Comparison:
-    """Compare two engines' raw scores of TEXTS. `quantisation` is that of the file, such as F16 or Q4_K."""
+    """Compare two engines' raw scores of TEXTS. `quantisations` are those of the file, such as F16 or Q4_K,
+    and of the engine, if it rounds weights, too."""
+    largest = max(map(tolerance, quantisations))
     both = [
         (one, two)
         for one, two in zip(values, other, strict=True)
         if one is not None and two is not None and math.isfinite(one) and math.isfinite(two)
     ]
     if len(both) < len(values):
-        return Comparison(1.0, tolerance(quantisation), 1.0)
+        return Comparison(1.0, largest, 1.0)
     apart = max(
         abs(normalize.score(one, normalization) - normalize.score(two, normalization)) for one, two in both
     )
     pairs = list(combinations(both, 2))
     opposite = sum((a - b) * (c - d) < 0 for (a, c), (b, d) in pairs)
-    return Comparison(apart, tolerance(quantisation), opposite / len(pairs))
+    return Comparison(apart, largest, opposite / len(pairs))
 
 
 def tolerance(quantisation: str) -> float:

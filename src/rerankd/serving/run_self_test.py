@@ -116,8 +116,10 @@ async def run(
     vocabulary: ModelVocabulary,
     socket: Path,
     log: Path,
+    rounds_to: str,
 ) -> Comparison | None:
-    """Have the other engine score the pairs of the self-test, whose scores are `answer`. Returns None if it
+    """Have the other engine score the pairs of the self-test, whose scores are `answer`, from an engine that
+    rounds weights to a type (see Offer). Returns None if it
     lacks memory or fails. Raises ModelFileError if it reports that the file is damaged."""
     available = machine.available_bytes()
     if available is not None and available < other.memory_bytes:
@@ -130,7 +132,8 @@ async def run(
     except (RerankdError, TimeoutError) as error:
         _log.info("%s: the comparison with %s failed: %r", model.name, other.title, error)
         return None
-    return self_test.compare(answer.scores.values, found, answer.normalization, model.metadata.quantisation)
+    kinds = (model.metadata.quantisation, *([rounds_to] if rounds_to else []))
+    return self_test.compare(answer.scores.values, found, answer.normalization, *kinds)
 
 
 async def ask(engine: Engine, running: Offer, vocabulary: ModelVocabulary, texts: Sequence[str]) -> Answer:
@@ -228,14 +231,16 @@ class SelfTest:
         # others. A program that the user configured is compared only on request.
         is_exempt = model.wanted.ref == builtin.NAME or is_safer or running.is_own_program
         if (self.again or not is_exempt) and (other := second_computation(model, running)) is not None:
-            await self._compare(runs[0], other, key(model, computes, other))
+            await self._compare(runs[0], other, key(model, computes, other), running.rounds_to)
 
-    async def _compare(self, answer: Answer, other: Offer, key: str) -> None:
+    async def _compare(self, answer: Answer, other: Offer, key: str, rounds_to: str) -> None:
         async with self._testing:
             self.passed = None if self.again else stored(self._learned, key)
             if self.passed is None:
                 try:
-                    found = await run(self._model, answer, other, self._vocabulary, self._socket(), self._log)
+                    found = await run(
+                        self._model, answer, other, self._vocabulary, self._socket(), self._log, rounds_to
+                    )
                 except ModelFileError as error:
                     self.doubts += (f"{other.title} reports that this model's file is damaged: {error}.",)
                     _log.warning("%s: %s", self._model.name, self.doubts[-1])

@@ -25,6 +25,7 @@ from rerankd.backends.base import (
 from rerankd.backends.llama import binaries, installed, launch, zero_row
 from rerankd.backends.llama.binaries import Binaries, Binary
 from rerankd.backends.llama.options import LlamaOptions
+from rerankd.backends.options import NO_INT8
 from rerankd.backends.safer_steps import Step
 from rerankd.domain import Method, Refusal
 from rerankd.errors import EngineTooOld, EngineUnknown
@@ -83,6 +84,8 @@ class LlamaBackend:
             return ()
 
     def offer(self, spec: EngineSpec, options: LlamaOptions, survey: Binaries) -> LlamaOffer | Refusal:
+        if options.precision == "int8":
+            return NO_INT8
         if spec.metadata is not None and spec.metadata.format != "gguf":
             return Refusal("llama.cpp reads GGUF files only", "pull the model as GGUF, if there is one")
         if spec.recipe.method in ("late_interaction", "listwise"):

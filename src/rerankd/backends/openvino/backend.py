@@ -30,10 +30,11 @@ from rerankd.backends.base import (
 from rerankd.backends.openvino import checks, precision, precision_choice, shapes
 from rerankd.backends.openvino.options import OpenVinoOptions
 from rerankd.backends.openvino.precision import Choice, Precision
+from rerankd.backends.options import NO_INT8
 from rerankd.backends.safer_steps import Step
 from rerankd.backends.token_vectors import TokenVectors
+from rerankd.backends.worker import supported
 from rerankd.domain import Recipe, Refusal
-from rerankd.formats import tokenizer_support
 from rerankd.process.child import Launch
 from rerankd.progress import step
 
@@ -45,10 +46,7 @@ if TYPE_CHECKING:
 
 # The rows of architectures/__init__.py, which imports OpenVINO.
 _ARCHITECTURES = ("bert", "deberta-v2", "llama", "llama-embed", "modern-bert", "new")
-_GEMMA, _LLAMA = ("gemma", "gemma2", "gemma3"), ("llama", "llama-embed")
-_CAUSAL_ARCHITECTURES = (*_GEMMA, "llama", "qwen2", "qwen3")
-# How rotary positions may be scaled.
-_SCALINGS = dict.fromkeys(_GEMMA, "linear") | dict.fromkeys(_LLAMA, "llama3")
+_CAUSAL_ARCHITECTURES = (*supported.GEMMA, "llama", "qwen2", "qwen3")
 _POOLINGS = ("rank", "mean", "cls", "none")
 # A causal model with fewer weights in its blocks runs on llama.cpp: nothing needs to be measured for it.
 _SMALL = 50_000_000
@@ -88,6 +86,8 @@ class OpenVinoBackend:
         return ()
 
     def offer(self, spec: EngineSpec, options: OpenVinoOptions, survey: bool) -> OpenVinoOffer | Refusal:
+        if options.precision == "int8":
+            return NO_INT8
         if refusal := refused(spec.recipe, spec.metadata, is_installed=survey):
             return refusal
         return self._offer(spec, options)
@@ -95,7 +95,7 @@ class OpenVinoBackend:
     def _offer(self, spec: EngineSpec, options: OpenVinoOptions) -> OpenVinoOffer:
         assert spec.metadata is not None
         is_causal, is_listwise = spec.metadata.is_causal, spec.recipe.method == "listwise"
-        keeps_groups = is_causal or spec.metadata.architecture in _LLAMA
+        keeps_groups = is_causal or spec.metadata.architecture in supported.LLAMA
         # Besides the file, the worker holds the matrices of the blocks: 8 bytes per weight, or 2.6 if
         # compressed (measured on BERT-large's shape). Compressed causal models: 3.3 in bf16 and 4.8 in f32
         # (Qwen3-0.6B).
@@ -234,26 +234,11 @@ def refused(recipe: Recipe, metadata: ModelMetadata | None, *, is_installed: boo
 
 
 def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
-    is_causal = recipe.method in ("causal_lm", "listwise")
-    if metadata.library:
-        return f"the OpenVINO backend does not support the architecture {metadata.architecture}"
-    if metadata.architecture not in (_CAUSAL_ARCHITECTURES if is_causal else _ARCHITECTURES):
-        of = "causal models of the architecture" if is_causal else "the architecture"
-        return f"the OpenVINO backend does not support {of} {metadata.architecture}"
-    if is_causal and not metadata.is_causal:
-        return "the OpenVINO backend does not support labels for models that read a prompt in both directions"
-    if metadata.is_causal and not is_causal:
-        return "the OpenVINO backend does not support causal models without labels or a head"
-    if metadata.rope_scaling not in ("", "none", _SCALINGS.get(metadata.architecture)):
-        return f"the OpenVINO backend does not support rotary positions with {metadata.rope_scaling} scaling"
-    if why := tokenizer_support.refusal(metadata):
-        return why
-    if not is_causal and recipe.pooling not in _POOLINGS:
-        return f"the OpenVINO backend does not support the pooling {recipe.pooling}"
-    if not is_causal and metadata.classifier_pooling not in (None, *_POOLINGS):
-        return f"the OpenVINO backend does not support the pooling {metadata.classifier_pooling} of a head"
-    if metadata.hidden_activation not in ("", "gelu"):
-        return f"the OpenVINO backend does not support the activation {metadata.hidden_activation}"
-    if metadata.format == "gguf" and len(metadata.parts) > 1 + (metadata.head_file is not None):
-        return "the OpenVINO backend does not support split GGUF files"
-    return ""
+    return supported.obstacle(
+        OpenVinoBackend.title,
+        recipe,
+        metadata,
+        encoders=_ARCHITECTURES,
+        causal=_CAUSAL_ARCHITECTURES,
+        poolings=_POOLINGS,
+    )

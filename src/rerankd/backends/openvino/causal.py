@@ -4,6 +4,7 @@ vectors of some of its tokens."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,15 @@ from numpy.typing import NDArray
 from rerankd import processes
 from rerankd.backends.openvino import module_head, shapes
 from rerankd.backends.openvino.architectures import DECODERS
-from rerankd.backends.openvino.layers import MASKED, Node
-from rerankd.backends.openvino.output_row import output_of
+from rerankd.backends.openvino.layers import Node, score_of
 from rerankd.backends.openvino.precision import Precision
 from rerankd.backends.openvino.runtime import about, config, ov
+from rerankd.backends.worker import positions
+from rerankd.backends.worker.output_row import output_of
 from rerankd.backends.worker.passes import Integers, Pause, Pending, Reading, Vectors, never
 from rerankd.backends.worker.prefixes import Prefix, PrefixCache, Prefixing, part
 from rerankd.formats.module_head import STEPS, Step
-from rerankd.formats.weights import Floats, Weights
+from rerankd.formats.weights import Weights
 
 Head = Callable[[Node], Node]
 """Makes the output of the states that are read [texts, read, width]."""
@@ -60,7 +62,7 @@ class CausalModel(Prefixing):
 
     def head(self, weights: Weights, labels: Sequence[int]) -> Head:
         """Return what makes the output of the states that are read."""
-        return output_of(weights, labels).graph
+        return partial(score_of, output_of(weights, labels))
 
     def whole(self, count: int, longest: int) -> int:
         """Return how many of `count` texts go into one pass; `longest` is the largest length in tokens."""
@@ -100,13 +102,9 @@ class CausalModel(Prefixing):
         rows, columns = shapes.inputs(count), shapes.tokens(longest, 2**20)
         start, padded = prefix.tokens, _rounded(prefix.tokens)
         ids = np.pad(ids, ((0, rows - count), (0, columns - longest)))
-        places = np.arange(start, start + columns)[:, None]
-        angles = np.stack([places * kind.frequencies for kind in self._kinds])
         inputs: dict[str, NDArray[np.generic]] = {
             "embeddings": self._embed[ids.ravel()].reshape(*ids.shape, -1),
-            "cos": np.cos(angles).astype(np.float32),
-            "sin": np.sin(angles).astype(np.float32),
-            "mask": np.stack([mask(start, padded, columns, kind.window) for kind in self._kinds]),
+            **positions.tables(self._kinds, start, padded, columns),
             "last": np.pad(read, ((0, rows - count), (0, 0))),
         }
         inputs |= {f"prefix.{at}": rows[:padded] for at, rows in enumerate(prefix.held)}
@@ -160,15 +158,3 @@ class TokenModel(CausalModel):
 def _rounded(tokens: int) -> int:
     """Return the number of rows of a prefix, padded to whole steps."""
     return -(-tokens // _PREFIX_STEP) * _PREFIX_STEP
-
-
-def mask(start: int, padded: int, tokens: int, window: int | None = None) -> Floats:
-    """Return the mask [tokens, padded + tokens] for a prefix of `start` tokens, padded to `padded`. With a
-    window, a token sees that many tokens before it."""
-    own = np.arange(start, start + tokens)
-    before = np.arange(padded)
-    places = np.concatenate((before, own))
-    is_hidden = np.append(before >= start, np.zeros(tokens, bool)) | (places > own[:, None])
-    if window is not None:
-        is_hidden |= places < own[:, None] - window
-    return np.where(is_hidden, np.float32(MASKED), np.float32(0))

@@ -27,29 +27,15 @@ To add an architecture: subclass Decoder in architectures/, add it to DECODERS t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rerankd.backends.openvino.layers import GROUP, Node, grouped, ints, quantised, rms_norm
 from rerankd.backends.openvino.runtime import op, ov
-from rerankd.errors import ModelFileError
-from rerankd.formats import local_layers
+from rerankd.backends.worker import decoder_tensors, positions
 from rerankd.formats.weights import FLOATS, Floats, Weights
-
-_OUTSIDE = {"token_embd.weight", "output_norm.weight"}
-# Those of the head, which is not a part of an architecture.
-_OF_HEAD = {"output.weight", "cls.weight", "cls.output.weight"}
-
-
-class Kind(NamedTuple):
-    """What a kind of layers has in common: the angle of each coordinate pair [n / 2] at position 1, and how
-    many tokens before it a token sees (None: all)."""
-
-    frequencies: NDArray[np.float64]
-    window: int | None = None
 
 
 class View(NamedTuple):
@@ -137,17 +123,9 @@ class Decoder:
         self.kv_heads: int = weights.key("attention.head_count_kv", self.heads)
         self.head_size: int = weights.key("attention.key_length", self.width // self.heads)
         self.epsilon: float = weights.key("attention.layer_norm_rms_epsilon")
-        kinds = self.read_kinds()
-        every = list(dict.fromkeys(kinds))
-        self.kinds: tuple[Kind, ...] = tuple(self.kind(*one) for one in every)
-        self.kind_of: tuple[int, ...] = tuple(map(every.index, kinds))
-        """The index of each layer's kind."""
-        self._check()
-
-    def read_kinds(self) -> Sequence[tuple[float, float, int | None]]:
-        """Return the kind of each layer, as the arguments of `kind`."""
-        base: float = self.weights.key("rope.freq_base", 10000.0)
-        return [(base, 1.0, window) for window in local_layers.windows(self.weights)]
+        self.kinds, self.kind_of = positions.kinds(weights, self.head_size)
+        """The kinds of layers, and the index of each layer's kind."""
+        decoder_tensors.check(weights, self.tensors, self.optional)
 
     def layer(self, x: Node, at: int, seen: Seen) -> tuple[Node, Node, Node]:
         """Return the states after layer `at`, and its own keys and values [texts, kv heads, tokens, n]. The
@@ -169,11 +147,6 @@ class Decoder:
             own += [op.result(op.transpose(one, ints(1, 0, 2))) for one in firsts]
         state = self.norm(x, "output_norm")
         return ov.Model([*own, op.result(head(state))], seen.parameters, self.weights.architecture)
-
-    def kind(self, base: float, factor: float = 1.0, window: int | None = None) -> Kind:
-        """Return a kind with this base of rotary positions, which are divided by `factor`."""
-        exponents = -np.arange(0, self.head_size, 2) / self.head_size
-        return Kind(base**exponents / factor, window)
 
     def norm(self, x: Node, name: str) -> Node:
         """Apply RMS normalisation over the width of the model."""
@@ -197,11 +170,3 @@ class Decoder:
         _, kind = self.weights.stored(name, (rows, columns))
         is_compressed = self.compressed or kind not in FLOATS
         return quantised(matrix) if is_compressed and columns % GROUP == 0 else op.constant(matrix)
-
-    def _check(self) -> None:
-        """Raise ModelFileError if the file has other tensors than the architecture."""
-        found = {*self.weights.names} - _OF_HEAD - {*self.optional}
-        needed = {f"blk.{at}.{name}" for at in range(self.layers) for name in self.tensors} | _OUTSIDE
-        if other := sorted(found ^ needed):
-            what = "lacks the tensor" if other[0] in needed else "has the unknown tensor"
-            raise ModelFileError(f"{self.weights.path}: it {what} {other[0]} ({self.weights.architecture}).")

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerankd.backends.openvino import graph, shapes
-from rerankd.backends.openvino.layers import MASKED
 from rerankd.backends.openvino.precision import Precision
 from rerankd.backends.openvino.runtime import about, config, ov
 from rerankd.backends.worker.passes import Integers, Padding
+from rerankd.backends.worker.positions import MASKED
 from rerankd.domain import Pooling
 from rerankd.formats.weights import Weights
 

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerankd.backends.openvino.runtime import op
+from rerankd.backends.worker.output_row import Output
+from rerankd.backends.worker.positions import MASKED
 from rerankd.formats.weights import Floats
 
 Node = Any
 """A node of the graph. OpenVINO's Python types don't help type checking."""
 
-MASKED = -1e9
-"""The value of the attention mask for a token that is ignored."""
 # The number of weights that share a scale in a compressed matrix. OpenVINO multiplies with such matrices
 # directly.
 GROUP = 32
@@ -79,6 +79,16 @@ def capped(x: Node, cap: float) -> Node:
     return op.multiply(
         op.tanh(op.multiply(x, op.constant(np.float32(1 / cap)))), op.constant(np.float32(cap))
     )
+
+
+def score_of(output: Output, states: Node) -> Node:
+    """Return the scores [texts] of the states [texts, 1, width] of each text's last token."""
+    first, *second = (
+        op.reduce_sum(op.multiply(states, op.constant(row)), ints(1, 2), False) for row in output.rows
+    )
+    if output.cap:
+        first, second = capped(first, output.cap), [capped(one, output.cap) for one in second]
+    return op.subtract(first, *second) if second else first
 
 
 def tokens(x: Node) -> Node:

@@ -17,8 +17,9 @@ from rerankd.normalization import Normalization
 from rerankd.scoring import normalize
 
 Precision = Literal["f32", "bf16"]
-Wanted = Literal["auto", "f32", "bf16", "fp8"]
-"""The setting. OpenVINO has no fp8 on a CPU, and takes it for auto."""
+Wanted = Literal["auto", "f32", "bf16", "fp8", "int8"]
+"""The setting. OpenVINO has no fp8 on a CPU, and takes it for auto; a model in int8 runs on another
+engine."""
 
 # The minimum speed-up that is worth bf16's loss of accuracy.
 _FASTER_BY = 1.15

@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from rerankd.backends.openvino.architectures.qwen3 import Qwen3
-from rerankd.backends.openvino.output_row import Output
+from rerankd.backends.openvino.layers import score_of
 from rerankd.backends.openvino.precision import Precision
 from rerankd.backends.openvino.runtime import config, ov
 from rerankd.backends.prompt_rate import (
@@ -27,6 +28,7 @@ from rerankd.backends.prompt_rate import (
     WIDTH,
     gflops,
 )
+from rerankd.backends.worker.output_row import Output
 from rerankd.formats.weights import Floats
 
 _KEYS = {
@@ -72,7 +74,7 @@ class RandomWeights:
 def measure(precision: Precision, *, compressed: bool) -> float:
     """The rate in GFLOP/s for one thread."""
     decoder = Qwen3(RandomWeights(compressed=compressed), compressed=False)  # type: ignore[arg-type]
-    model = decoder.graph(Output(np.ones((1, WIDTH), np.float32)).graph)
+    model = decoder.graph(partial(score_of, Output(np.ones((1, WIDTH), np.float32))))
     compiled = ov.Core().compile_model(model, "CPU", config(1, precision))
     request = compiled.create_infer_request()
     half = WIDTH // HEADS // 2

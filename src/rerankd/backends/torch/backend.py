@@ -22,6 +22,7 @@ from rerankd.backends.base import (
     Offer,
     Rank,
 )
+from rerankd.backends.options import NO_INT8
 from rerankd.backends.prompt_rate import Unrated
 from rerankd.backends.safer_steps import Step
 from rerankd.backends.token_vectors import TokenVectors
@@ -88,6 +89,8 @@ class TorchBackend(Unrated):
         return () if isinstance(found, Refusal) or not found[0].card else machine.gpus()
 
     def offer(self, spec: EngineSpec, options: TorchOptions, survey: Survey) -> TorchOffer | Refusal:
+        if options.precision == "int8":
+            return NO_INT8
         if refusal := support.refused(spec.recipe, spec.metadata):
             return refusal
         if refusal := support.refused_code(spec.recipe, spec.metadata, is_trusted=options.trust_remote_code):

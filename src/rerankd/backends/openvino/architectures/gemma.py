@@ -3,8 +3,6 @@ compute them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from rerankd.backends.openvino.architectures.qwen3 import Qwen3
@@ -26,9 +24,6 @@ class Gemma(Qwen3):
         self._scale = gemma_layers.query_scale(weights)
         self._cap: float = weights.key("attn_logit_softcapping", 0.0)
         self._norm_offset: float = weights.key(gemma_layers.NORM_OFFSET, 0.0)
-
-    def read_kinds(self) -> Sequence[tuple[float, float, int | None]]:
-        return gemma_layers.read(self.weights)
 
     def embedded(self, embeddings: Node) -> Node:
         return op.multiply(embeddings, op.constant(np.float32(self.width**0.5)))

@@ -20,11 +20,6 @@ class Llama(Qwen3):
     tensors = tuple(name for name in Qwen3.tensors if name not in _OF_HEADS)
     optional = (llama_rope.DIVISORS,)
 
-    def __init__(self, weights: Weights, *, compressed: bool) -> None:
-        super().__init__(weights, compressed=compressed)
-        divisors = llama_rope.divisors(weights, self.head_size)
-        self.kinds = tuple(kind._replace(frequencies=kind.frequencies / divisors) for kind in self.kinds)
-
 
 class _Whole:
     """What attention sees in a text that is read at once, in both directions (see decoder.Seen)."""

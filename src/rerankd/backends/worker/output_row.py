@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rerankd.backends.openvino.layers import Node, capped, ints
-from rerankd.backends.openvino.runtime import op
 from rerankd.errors import ModelFileError
 from rerankd.formats.weights import Floats, Weights
 
@@ -25,14 +23,13 @@ class Output(NamedTuple):
     rows: Floats
     cap: float = 0.0
 
-    def graph(self, states: Node) -> Node:
-        """Return the scores [texts] of the states [texts, 1, width] of each text's last token."""
-        first, *second = (
-            op.reduce_sum(op.multiply(states, op.constant(row)), ints(1, 2), False) for row in self.rows
-        )
+    def scores(self, states: Floats) -> Floats:
+        """Return the scores [texts] of the states [texts, width] of each text's last token."""
+        products = states @ self.rows.T
         if self.cap:
-            first, second = capped(first, self.cap), [capped(one, self.cap) for one in second]
-        return op.subtract(first, *second) if second else first
+            products = self.cap * np.tanh(products / self.cap)
+        found: Floats = products[:, 0] - products[:, 1] if len(self.rows) == 2 else products[:, 0]
+        return found
 
 
 def output_of(weights: Weights, labels: Sequence[int]) -> Output:

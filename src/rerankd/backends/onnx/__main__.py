@@ -1,0 +1,49 @@
+"""The ONNX Runtime worker program: `python -m rerankd.backends.onnx --model FILE --socket PATH …`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rerankd.backends.worker import program
+
+if TYPE_CHECKING:
+    from rerankd.backends.worker.scorer import Scorer
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the argument parser."""
+    flags = argparse.ArgumentParser(prog="rerankd.backends.onnx", allow_abbrev=False)
+    flags.add_argument("--model", required=True, type=Path)
+    flags.add_argument("--socket", required=True, help="path of the UNIX socket to serve on")
+    flags.add_argument("--pooling", required=True, choices=["rank", "mean", "cls", "last"])
+    flags.add_argument("--labels", type=int, nargs="*", help="a causal model's label ids, none for its head")
+    flags.add_argument("--max-length", type=int, required=True, help="maximum tokens per input")
+    flags.add_argument("--threads", type=int, required=True)
+    flags.add_argument("--precision", choices=["int8", "f32"], default="int8")
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve a model; see worker/program.py."""
+    options = parser().parse_args(arguments)
+    # ONNX Runtime's errors are subclasses of RuntimeError or of Exception itself.
+    return program.run(lambda: _load(options), options.socket, (MemoryError, RuntimeError))
+
+
+def _load(options: argparse.Namespace) -> Scorer:
+    from rerankd.backends.onnx.load import load
+
+    return load(
+        options.model,
+        options.labels,
+        options.max_length,
+        threads=options.threads,
+        precision=options.precision,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""The ONNX Runtime backend: runs causal models and encoders in int8 on a CPU, if the user asks for it.
+
+Only its worker process imports ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rerankd import machine
+from rerankd.backends.base import (
+    BatchPolicy,
+    Check,
+    Checkup,
+    Engine,
+    EngineSpec,
+    Installation,
+    Offer,
+    Rank,
+)
+from rerankd.backends.onnx import checks
+from rerankd.backends.onnx.options import OnnxOptions
+from rerankd.backends.prompt_rate import Unrated
+from rerankd.backends.safer_steps import Step
+from rerankd.backends.worker import supported
+from rerankd.domain import Recipe, Refusal
+from rerankd.process.child import Launch
+
+if TYPE_CHECKING:
+    from rerankd.formats.metadata import ModelMetadata
+    from rerankd.machine import Gpu
+    from rerankd.state import StateStore
+
+# The rows of the tables in encoder.py and decoder.py, which import ONNX Runtime.
+_ARCHITECTURES: tuple[str, ...] = ()
+_CAUSAL_ARCHITECTURES = (*supported.GEMMA, "llama", "qwen2", "qwen3")
+_POOLINGS = ("rank", "mean", "cls")
+_FLOAT32 = Step("float32", "float32 arithmetic")
+# Besides the file, the worker holds the matrices of the blocks in a byte per weight, as much again while it
+# prepares them and while it computes, and the prefixes of queries.
+_A_WEIGHT, _PREFIXES = 2, 2**28
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxOffer(Offer):
+    """An offer of ONNX Runtime."""
+
+    options: OnnxOptions
+
+
+class OnnxBackend(Unrated):
+    """See backends/base.py."""
+
+    name = "onnx"
+    title = "ONNX Runtime"
+    summary = "models in int8 on a CPU, with precision = int8"
+    packages: tuple[str, ...] = ("onnxruntime", "onnx")
+    Options = OnnxOptions
+
+    def survey(self, options: OnnxOptions, home: Path, spec: EngineSpec | None = None) -> bool:
+        """Whether the packages are installed."""
+        return all(find_spec(name) is not None for name in (*self.packages, "tokenizers"))
+
+    def installations(self, options: OnnxOptions, home: Path) -> list[Installation]:
+        if not self.survey(options, home):
+            return []
+        details = {"backend": "cpu", "version": version()}
+        environment = {"RERANKD_ENGINE": self.name, "RERANKD_PRECISION": "int8"}
+        return [
+            Installation(self.name, self.title, environment, options.precision == "int8", details=details)
+        ]
+
+    def cards(self, survey: bool, options: OnnxOptions) -> tuple[Gpu, ...]:
+        return ()
+
+    def offer(self, spec: EngineSpec, options: OnnxOptions, survey: bool) -> OnnxOffer | Refusal:
+        gain = checks.gain(machine.instructions())
+        if options.precision != "int8":
+            step = f'{gain}: to try it, set precision = "int8"'
+            return Refusal("it computes in int8, which a user must choose", step, is_minor=True)
+        if refusal := refused(spec.recipe, spec.metadata, is_installed=survey):
+            return refusal
+        assert spec.metadata is not None
+        is_causal = spec.recipe.method == "causal_lm"
+        held = spec.metadata.block_weights * _A_WEIGHT + _PREFIXES * is_causal
+        return OnnxOffer(
+            backend=self,
+            spec=spec,
+            name=self.title,
+            build=f"{self.name} {version()}",
+            title=f"{self.title} in int8",
+            reason=f"precision = int8 is set; {gain}",
+            rank=Rank.BEST_ON_CPU,
+            memory_bytes=(spec.metadata.size_bytes + held) * spec.replicas,
+            # The tokens of a prompt include those of its prefix, about half, which are computed once.
+            policy=BatchPolicy(
+                tokens=1024 if is_causal else 512, most_tokens=8192, pads=True, one_question=is_causal
+            ),
+            rounds_to="int8",
+            options=options,
+        )
+
+    async def settle(self, offer: OnnxOffer, learned: StateStore, log: Path, timeout_s: float) -> OnnxOffer:
+        return offer
+
+    def steps(self, offer: OnnxOffer, cards: Sequence[str]) -> tuple[Step, ...]:
+        return (_FLOAT32,)
+
+    def identity(self, offer: OnnxOffer, taken: Sequence[Step]) -> str:
+        return f"{offer.build} {_precision(taken)}"
+
+    def launch(
+        self, offer: OnnxOffer, taken: Sequence[Step], cards: Sequence[str], socket: Path
+    ) -> Launch[Engine]:
+        from rerankd.backends.worker.client import WorkerEngine  # see the table: it imports what takes long
+
+        spec = offer.spec
+        argv = [
+            sys.executable, "-P", "-m", "rerankd.backends.onnx",
+            "--model", str(spec.path),
+            "--socket", str(socket),
+            "--pooling", spec.recipe.pooling,
+            "--max-length", str(spec.recipe.max_length),
+            "--threads", str(spec.threads),
+            "--precision", _precision(taken),
+        ]  # fmt: skip
+        if spec.recipe.method == "causal_lm":
+            assert spec.metadata is not None
+            argv += ["--labels", *map(str, spec.metadata.token_ids(spec.recipe.labels))]
+        return Launch(argv, WorkerEngine)
+
+    def reference(self, spec: EngineSpec, running: Offer) -> OnnxOffer | None:
+        return None
+
+    def checks(self, options: OnnxOptions, home: Path, checkup: Checkup) -> list[Check]:
+        found = version() if self.survey(options, home) else ""
+        return [checks.package(found, machine.instructions())]
+
+    async def model_checks(
+        self, offer: OnnxOffer, learned: StateStore, log: Path, timeout_s: float, checkup: Checkup
+    ) -> list[Check]:
+        return []
+
+
+def version() -> str:
+    """ONNX Runtime's version, or "" if it is not installed."""
+    from importlib import metadata
+
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version("onnxruntime")
+    return ""
+
+
+def refused(recipe: Recipe, metadata: ModelMetadata | None, *, is_installed: bool) -> Refusal | None:
+    """Return why the worker can't run a model, or None."""
+    why = _obstacle(recipe, metadata) if metadata is not None else "the metadata of its files is unknown"
+    if why:
+        return Refusal(f"precision = int8 is set, but {why}", "leave precision at auto")
+    if not is_installed:
+        return Refusal(
+            "precision = int8 needs ONNX Runtime, which is not installed", f"install it: {checks.INSTALL}"
+        )
+    return None
+
+
+def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
+    title = OnnxBackend.title
+    if recipe.method in ("listwise", "late_interaction"):
+        return f"the {title} backend does not support the method {recipe.method}"
+    return supported.obstacle(
+        title, recipe, metadata, encoders=_ARCHITECTURES, causal=_CAUSAL_ARCHITECTURES, poolings=_POOLINGS
+    )
+
+
+def _precision(taken: Sequence[Step]) -> str:
+    return "f32" if _FLOAT32 in taken else "int8"
