@@ -23,7 +23,7 @@ from rerankd.formats import model_files
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.serving import backend_offers
 from rerankd.serving.prepare_model import resolve_file
-from support import GOLDEN
+from support import GOLDEN, options_of
 
 # The families, and the kinds that represent them: patterns of `Kind.what`.
 FAMILIES = {
@@ -66,6 +66,7 @@ FAMILIES = {
 _SURVEYS = {
     "torch": Survey("2.14", (Device("cpu", "a CPU"),)),
     "openvino": True,
+    "onnx": True,
     "llama": Binaries(None, 0, "", (), Binary("bundled", ("bundled",), "", 11549), (), ()),
 }
 
@@ -110,8 +111,9 @@ def _cells(path: Path, folder: Path) -> list[str]:
     if isinstance(resolved.outcome, Refusal):
         return _refused(resolved.outcome.reason)
     spec = backend_offers.spec("model", path, metadata, resolved, wanted, "")
-    answers = [backend.offer(spec, backend.Options(), _survey(backend)) for backend in BACKENDS]
-    reasons = "; ".join(dict.fromkeys(one.reason for one in answers if isinstance(one, Refusal)))
+    answers = [backend.offer(spec, options_of(backend), _survey(backend)) for backend in BACKENDS]
+    refusals = [one.reason for one in answers if isinstance(one, Refusal)]
+    reasons = "; ".join(dict.fromkeys(one.removeprefix("precision = int8 is set, but ") for one in refusals))
     return [*("served" if isinstance(one, Offer) else "-" for one in answers), reasons]
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import uvicorn
 
-from rerankd.backends.base import Batch
+from rerankd.backends.base import Backend, Batch
 from rerankd.backends.llama import installed
 from rerankd.config import Settings
 from rerankd.scoring import deduplicate
@@ -75,6 +75,11 @@ async def count_tokens(reranker: Reranker, *texts: str) -> list[int]:
     """The number of tokens of each text, without special tokens."""
     reader = await reranker.registry.find(None).reader()
     return [len(ids) for ids in await reader.tokenizer.encode(texts)]
+
+
+def options_of(backend: Backend) -> Any:
+    """Settings with which a backend runs models."""
+    return backend.Options(**({"precision": "int8"} if backend.name == "onnx" else {}))
 
 
 def native_engine() -> str:

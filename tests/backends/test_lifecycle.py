@@ -28,6 +28,7 @@ from rerankd.process.failure_reasons import died
 from rerankd.scoring.engine_input import NONE, Input, Question
 from rerankd.scoring.inputs import Reader
 from rerankd.serving import model_tokenizer
+from support import options_of
 
 QUERY = "rings of planets"
 TEXTS = ["trains leave at nine", "planets have rings", "rings are gold"]
@@ -40,7 +41,7 @@ async def started(
 ) -> AsyncIterator[tuple[Child, Engine, Reader]]:
     """Start a child of the backend on this machine, and wait until it is ready or has exited. Yields the
     child, its engine, and the reader that prepares texts for it."""
-    options = backend.Options()
+    options = options_of(backend)
     offer = backend.offer(spec, options, backend.survey(options, folder, spec))
     assert isinstance(offer, Offer)
     launch = backend.launch(offer, (), (), folder / "e.sock")

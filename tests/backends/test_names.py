@@ -21,6 +21,10 @@ EXCEPTIONS = {
         "backends/options.py": "the shared setting names the backends that have it",
         "api/dialects/table.py": "OpenVINO Model Server is another product, whose clients are served",
     },
+    "onnx": {
+        "backends/options.py": "the shared setting names the backends that have it",
+        "formats/checkpoint_files.py": "the name of a folder in checkpoints",
+    },
     "torch": {
         "cross_encoder_calls.py": "classes and tensors that sentence-transformers' users know",
         "formats/module_head.py": "names of PyTorch's classes in a checkpoint's files",
@@ -31,6 +35,8 @@ EXCEPTIONS = {
         "api/dialects/table.py": "llama-server is another product, whose clients are served",
         "backends/options.py": "the shared setting names the backends that have it",
         "backends/openvino/checks.py": "names the backend that runs encoders without OpenVINO",
+        "backends/onnx/backend.py": "the name of an architecture",
+        "backends/onnx/decoder.py": "the name of an architecture",
         "backends/openvino/architectures/__init__.py": "the name of an architecture",
         "backends/openvino/architectures/llama.py": "the name of an architecture",
         "backends/openvino/backend.py": "the name of an architecture",
@@ -38,6 +44,8 @@ EXCEPTIONS = {
         "backends/torch/architectures/llama.py": "the name of an architecture",
         "backends/torch/architectures/qwen.py": "the name of an architecture",
         "backends/torch/support.py": "the name of an architecture",
+        "backends/worker/positions.py": "the name of an architecture",
+        "backends/worker/supported.py": "the name of an architecture",
         "cli/bench.py": "llama-server is another product, to measure against",
         "cli/engine.py": "its commands build, choose and remove llama.cpp, the only engine that is built",
         "cli/eval.py": "llama-server is another product, whose ranking is evaluated",

@@ -25,7 +25,7 @@ from rerankd.formats import model_files
 from rerankd.machine import Gpu
 from rerankd.serving import backend_offers
 from rerankd.serving.prepare_model import resolve_file, wanted
-from support import GOLDEN, golden_settings
+from support import GOLDEN, golden_settings, options_of
 
 ROWS: Mapping[str, Backend] = {backend.name: backend for backend in (*BACKENDS, OVERLAP)}
 CARD = Gpu("card", 2**34, 2**34, "9.0")
@@ -35,6 +35,7 @@ BUNDLED = Binaries(None, 0, "", (), Binary("bundled", ("bundled",), "", 11549), 
 # without the backend's packages.
 MACHINES: Mapping[str, Mapping[str, Any]] = {
     "openvino": {"cpu": True, "gpu": True, "bare": False},
+    "onnx": {"cpu": True, "gpu": True, "bare": False},
     "torch": {"cpu": Survey("2.14", (CPU,)), "gpu": Survey("2.14", (CUDA, CPU)), "bare": Survey("")},
     "llama": {
         "cpu": BUNDLED,
@@ -62,7 +63,7 @@ SPECS = {model: spec_of(model) for model in MODELS}
 
 
 def said(backend: Backend, spec: EngineSpec, machine: str) -> Offer | Refusal:
-    return backend.offer(spec, backend.Options(), MACHINES[backend.name][machine])
+    return backend.offer(spec, options_of(backend), MACHINES[backend.name][machine])
 
 
 ASKED = [(name, model, machine) for name in ROWS for model in MODELS for machine in MACHINES[name]]
@@ -120,7 +121,7 @@ def test_every_row_of_the_table_is_covered() -> None:
 
 def test_an_offer_imports_no_engine_library() -> None:
     code = "import sys, test_refusals as t; [t.said(t.ROWS[a], t.SPECS[b], c) for a, b, c in t.ASKED]; "
-    code += "print({'openvino', 'torch', 'xllamacpp'} & sys.modules.keys())"
+    code += "print({'onnxruntime', 'openvino', 'torch', 'xllamacpp'} & sys.modules.keys())"
     folders = [Path(__file__).parent, Path(__file__).parents[1]]
     paths = ":".join(map(str, folders))
     done = subprocess.run(

@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(prog="rerankd.backends.onnx", allow_abbrev=False)
     flags.add_argument("--model", required=True, type=Path)
     flags.add_argument("--socket", required=True, help="path of the UNIX socket to serve on")
-    flags.add_argument("--pooling", required=True, choices=["rank", "mean", "cls", "last"])
+    flags.add_argument("--pooling", required=True, choices=["rank", "mean", "cls", "none"])
     flags.add_argument("--labels", type=int, nargs="*", help="a causal model's label ids, none for its head")
     flags.add_argument("--max-length", type=int, required=True, help="maximum tokens per input")
     flags.add_argument("--threads", type=int, required=True)
@@ -38,6 +38,7 @@ def _load(options: argparse.Namespace) -> Scorer:
 
     return load(
         options.model,
+        options.pooling,
         options.labels,
         options.max_length,
         threads=options.threads,

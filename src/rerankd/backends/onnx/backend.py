@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from rerankd.machine import Gpu
     from rerankd.state import StateStore
 
-# The rows of the tables in encoder.py and decoder.py, which import ONNX Runtime.
-_ARCHITECTURES: tuple[str, ...] = ()
+# encoder.py and the table in decoder.py, which import ONNX Runtime.
+_ARCHITECTURES = ("bert",)
 _CAUSAL_ARCHITECTURES = (*supported.GEMMA, "llama", "qwen2", "qwen3")
 _POOLINGS = ("rank", "mean", "cls")
 _FLOAT32 = Step("float32", "float32 arithmetic")

@@ -27,6 +27,7 @@ from typing import NamedTuple
 from onnx import TensorProto
 
 from rerankd.backends.onnx import folding
+from rerankd.backends.onnx.attention import Attention, of_each_text
 from rerankd.backends.onnx.graph import MICROSOFT, Graph, Matrix, Session
 from rerankd.backends.onnx.rotation import Rotation
 from rerankd.backends.worker import decoder_tensors, positions
@@ -76,8 +77,9 @@ class Decoder:
         self.epsilon: float = weights.key("attention.layer_norm_rms_epsilon")
         self.kinds, self.kind_of = positions.kinds(weights, self.head_size)
         is_gemma = self._of.is_gemma
-        self._scale = gemma_layers.query_scale(weights) if is_gemma else self.head_size**-0.5
-        self._cap: float = weights.key("attn_logit_softcapping", 0.0)
+        scale = gemma_layers.query_scale(weights) if is_gemma else self.head_size**-0.5
+        cap: float = weights.key("attn_logit_softcapping", 0.0)
+        self._attention = Attention(self.heads, self.kv_heads, self.head_size, scale, cap)
         self._offset: float = weights.key(gemma_layers.NORM_OFFSET, 0.0) if is_gemma else 0.0
         self.rotation = None if _POST_NORMS[0] in self._of.more else Rotation.whole(self.width)
         """The rotation of the states; None if what reads them is rotated instead (see folding.py)."""
@@ -134,9 +136,10 @@ class Decoder:
         key = at.turned(key, kind)
         query = at.turned_last(query, kind) if is_last else at.turned(query, kind)
         mask = at.mask_of_last(kind) if is_last else at.mask(kind)
-        mixed = self._attention(
-            g, query, at.with_prefix(key, 2 * layer), at.with_prefix(value, 2 * layer + 1), mask, at
+        key_and_prefix, value_and_prefix = (
+            at.with_prefix(own, 2 * layer + one) for one, own in enumerate((key, value))
         )
+        mixed = self._attention(g, at.texts, query, key_and_prefix, value_and_prefix, mask)
         (mixed,) = g.linear(mixed, self.heads * self.head_size, [(self.width, partial(self._output, name))])
         x = g.op("Add", x, self._post_normed(g, mixed, f"{name}.post_attention_norm"))
         normed = self._norm(g, x, f"{name}.ffn_norm")
@@ -193,26 +196,10 @@ class Decoder:
             x = g.op(
                 "Add", x, g.const(folding.values(bias, self.head_size)[:, 0] if part == "v" else bias[:, 0])
             )
-        parts = g.op("Reshape", x, at.of_each_text(-1, heads, self.head_size))
+        parts = g.op("Reshape", x, of_each_text(g, at.texts, -1, heads, self.head_size))
         if f"attn_{part}_norm.weight" in self._of.more:
             parts = _rms_norm(g, parts, g.const(self.gain(f"{name}_norm", self.head_size)), self.epsilon)
         return g.op("Transpose", parts, perm=[0, 2, 1, 3])
-
-    def _attention(self, g: Graph, query: str, key: str, value: str, mask: str, at: _Inputs) -> str:
-        """Return [texts · tokens, heads · n]; `mask` [·, 1, T, S] for T queries, S keys and values."""
-        size = self.head_size
-        queries = g.op("Reshape", query, at.of_each_text(self.kv_heads, -1, size))
-        products = g.op("FusedMatMul", queries, key, of=MICROSOFT, transB=1, alpha=self._scale)
-        rows = g.op("Shape", query, start=0, end=3)  # texts, heads, tokens
-        columns = g.op("Shape", key, start=2, end=3)
-        apart = g.op("Reshape", products, g.op("Concat", rows, columns, axis=0))
-        if self._cap:
-            capped = g.op("Tanh", g.op("Mul", apart, g.const(1 / self._cap)))
-            apart = g.op("Mul", capped, g.const(self._cap))
-        weights = g.op("Softmax", g.op("Add", apart, mask), axis=-1)
-        mixed = g.op("MatMul", g.op("Reshape", weights, g.op("Shape", products)), value)
-        apart = g.op("Reshape", mixed, at.of_each_text(self.heads, -1, size))
-        return g.reshape(g.op("Transpose", apart, perm=[0, 2, 1, 3]), -1, self.heads * size)
 
     def _activated(self, g: Graph, x: str) -> str:
         if self._of.is_gemma:
@@ -233,7 +220,7 @@ class _Inputs:
         ]
         self._last = g.input("last", "texts", kind=TensorProto.INT64)
         self._prefix = [g.input(f"prefix.{at}", "before", of.kv_heads, size) for at in range(2 * of.layers)]
-        self._texts = g.op("Shape", self.embeddings, start=0, end=1)
+        self.texts = g.op("Shape", self.embeddings, start=0, end=1)
         self._tokens = g.op("Shape", self.embeddings, start=1, end=2)
         # For each kind, cos, sin and mask.
         self._kinds = [
@@ -241,14 +228,10 @@ class _Inputs:
             for kind in range(count)
         ]
         self._rows = g.op("Unsqueeze", self._last, g.ints(1))
-        texts = g.op("Range", g.const(0, "int64"), g.op("Squeeze", self._texts), g.const(1, "int64"))
+        texts = g.op("Range", g.const(0, "int64"), g.op("Squeeze", self.texts), g.const(1, "int64"))
         firsts = g.op("Mul", texts, self._tokens)
         self._flat = g.op("Add", firsts, self._last)
         self._whole = g.ints(0)  # the tokens have the positions of the table, in order
-
-    def of_each_text(self, *sizes: int) -> str:
-        """The shape [texts, *sizes]."""
-        return self._g.op("Concat", self._texts, self._g.ints(*sizes), axis=0)
 
     def last(self, x: str) -> str:
         """The states that are read: [texts · tokens, width] -> [texts, width]."""
@@ -274,7 +257,7 @@ class _Inputs:
         """Put the keys or values of the prefix before the own ones of each text."""
         g = self._g
         shared = g.op("Transpose", self._prefix[at], perm=[1, 0, 2])
-        return g.op("Concat", g.op("Expand", shared, self.of_each_text(1, 1, 1)), own, axis=2)
+        return g.op("Concat", g.op("Expand", shared, of_each_text(g, self.texts, 1, 1, 1)), own, axis=2)
 
 
 def _rms_norm(g: Graph, x: str, gain: str, epsilon: float) -> str:

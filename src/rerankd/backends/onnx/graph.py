@@ -85,13 +85,17 @@ class Graph:
         """Return the products of states x [tokens, columns] with matrices [rows, columns], each given with
         its number of rows."""
         if self.precision == "f32":
-            return [self.op("MatMul", x, self._floats(rows, columns, read)) for rows, read in matrices]
+            return [self.exact(x, rows, columns, read) for rows, read in matrices]
         largest = self.op("ReduceMax", self.op("Abs", x), self.ints(-1), keepdims=1)
         step = self.op("Max", self.op("Mul", largest, self.const(1 / 127)), self.const(1e-20))
         each = self.reshape(step, -1)
         zeros = self.op("Expand", self.const([_ZERO], np.uint8), self.op("Shape", each))
         eight = self.op("QuantizeLinear", x, each, zeros, axis=0)
         return [self._product(eight, step, rows, columns, read) for rows, read in matrices]
+
+    def exact(self, x: str, rows: int, columns: int, read: Matrix) -> str:
+        """Return the product of x [·, columns] with a small matrix [rows, columns], in float32."""
+        return self.op("MatMul", x, self._floats(rows, columns, read))
 
     def session(self, outputs: Mapping[str, str]) -> Session:
         """Compile the graph. `outputs` names the values that it returns, in this order: name -> value. Waits

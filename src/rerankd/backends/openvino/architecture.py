@@ -25,13 +25,6 @@ ACTIVATIONS = {"gelu": gelu, "relu": op.relu, "tanh": op.tanh}
 """Activation functions of a rank head's first layer, by their names in config.json."""
 
 
-def embedding_width(weights: Weights) -> int:
-    """The width of the embedding tables. It is the model's width, except for ELECTRA's small models."""
-    width: int = weights.key("embedding_length")
-    narrow: int = weights.key("token_embedding_length", width)
-    return narrow
-
-
 class Architecture:
     """The forward pass of one model as an OpenVINO graph.
 

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerankd.backends.openvino import graph, shapes
+from rerankd.backends.openvino.architectures import ARCHITECTURES
 from rerankd.backends.openvino.precision import Precision
 from rerankd.backends.openvino.runtime import about, config, ov
+from rerankd.backends.worker.embedder import embedder
 from rerankd.backends.worker.passes import Integers, Padding
 from rerankd.backends.worker.positions import MASKED
 from rerankd.domain import Pooling
@@ -36,7 +38,7 @@ class Encoder(Padding):
         self._request = (
             ov.Core().compile_model(model, "CPU", config(threads, precision)).create_infer_request()
         )
-        self._embed = graph.embedder(weights)
+        self._embed = embedder(weights, has_positions=ARCHITECTURES[weights.architecture].has_positions)
         self.rows = len(self._embed.tokens)
         self._most: int = weights.key("context_length", 2**20)
 

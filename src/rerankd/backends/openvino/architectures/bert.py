@@ -6,9 +6,10 @@ transformers. GELU is the erf form, as in those models; llama.cpp uses the tanh 
 
 from __future__ import annotations
 
-from rerankd.backends.openvino.architecture import ACTIVATIONS, Architecture, embedding_width
+from rerankd.backends.openvino.architecture import ACTIVATIONS, Architecture
 from rerankd.backends.openvino.layers import Node, first, gelu
 from rerankd.backends.openvino.runtime import op
+from rerankd.backends.worker.embedder import embedding_width
 
 
 class Bert(Architecture):
