@@ -307,4 +307,5 @@ def test_compare_engines_rejects_a_program_in_the_settings_file(tmp_path: Path) 
 
 
 def test_the_versions_of_the_backends_packages_are_reported() -> None:
-    assert list(hardware.versions()) == ["rerankd", "openvino", "xllamacpp", "numpy"]
+    packages = ["rerankd", "openvino", "onnxruntime", "onnx", "xllamacpp", "numpy"]
+    assert list(hardware.versions()) == packages
