@@ -58,7 +58,7 @@ test-torch: .venv-torch/installed
 	.venv-torch/bin/python scripts/make_golden.py --check
 	.venv-torch/bin/python scripts/golden_modules.py --check
 	.venv-torch/bin/python -m pytest --numprocesses=$(WORKERS) --maxprocesses=4 --dist=loadfile -k torch \
-		tests/test_torch.py tests/test_cross_encoder.py tests/test_deploy.py tests/faults/test_real_engine.py tests/backends $(PYTEST_ARGS)
+		tests/test_torch.py tests/test_tuning_torch.py tests/test_cross_encoder.py tests/test_deploy.py tests/faults/test_real_engine.py tests/backends $(PYTEST_ARGS)
 
 .venv-torch/installed: scripts/requirements-torch.txt pyproject.toml
 	@$(PYTHON) -m venv .venv-torch

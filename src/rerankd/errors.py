@@ -128,6 +128,10 @@ class BulkError(RerankdError, code="bulk_error", exit_code=2):
     """A file of pairs can't be read, or the job for it can't be started or continued."""
 
 
+class TuningFailed(RerankdError, code="tuning_failed"):
+    """A model could not be tuned: the trainer failed, or the disk is full."""
+
+
 class MissingExtra(RerankdError, code="missing_extra", exit_code=2):
     """An optional extra of rerankd is required and not installed."""
 

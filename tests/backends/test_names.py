@@ -30,6 +30,8 @@ EXCEPTIONS = {
         "formats/module_head.py": "names of PyTorch's classes in a checkpoint's files",
         "formats/sentence_transformers.py": "names of PyTorch's classes in a checkpoint's files",
         "formats/transformer_module.py": "a key of a checkpoint's files",
+        "tuning/__init__.py": "the library that trains, which no backend shares",
+        "tuning/trainer/train.py": "the library that trains, which no backend shares",
     },
     "llama": {
         "api/dialects/table.py": "llama-server is another product, whose clients are served",

@@ -30,6 +30,7 @@ from rerankd.cli import (
     show_logs,
     state,
     status,
+    tune,
 )
 from rerankd.cli.help import App
 from rerankd.errors import RerankdError
@@ -61,6 +62,7 @@ app.command("list")(models.list_models)
 app.command()(models.show)
 app.command()(models.remove)
 app.command("eval")(eval.evaluate)
+app.command()(tune.tune)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
 app.command()(completion.completion)

@@ -89,9 +89,38 @@ class _LineError(Exception):
 def read(folder: Path, split: str = "test", faults: Faults | None = None) -> Collection:
     """Read the collection in `folder` with the judgements of qrels/`split`.tsv. Raises CollectionError."""
     faults = faults or Faults()
-    documents = _texts(folder / "corpus.jsonl", ("title", "text"), faults)
-    queries = _texts(folder / "queries.jsonl", ("text",), faults)
+    documents, queries = _documents_and_queries(folder, faults)
     judgements = _judgements(folder, split, queries, documents, faults)
+    return _collection(folder, documents, queries, judgements)
+
+
+def read_with_unjudged(folder: Path, split: str, faults: Faults) -> tuple[Collection, dict[str, str]]:
+    """Read a collection as `read` does, and the queries that no split judges. In a folder without
+    judgements these are all queries. Raises CollectionError."""
+    documents, queries = _documents_and_queries(folder, faults)
+    splits = {path.stem for path in (folder / "qrels").glob("*.tsv")}
+    if not splits:
+        return _collection(folder, documents, queries, {}), queries
+    judged = {
+        name: _judgements(folder, name, queries, documents, faults) for name in sorted(splits | {split})
+    }
+    unjudged = {
+        query: text for query, text in queries.items() if not any(query in of for of in judged.values())
+    }
+    return _collection(folder, documents, queries, judged[split]), unjudged
+
+
+def _documents_and_queries(folder: Path, faults: Faults) -> tuple[dict[str, str], dict[str, str]]:
+    documents = _texts(folder / "corpus.jsonl", ("title", "text"), faults)
+    return documents, _texts(folder / "queries.jsonl", ("text",), faults)
+
+
+def _collection(
+    folder: Path,
+    documents: Mapping[str, str],
+    queries: Mapping[str, str],
+    judgements: Mapping[str, Mapping[str, int]],
+) -> Collection:
     return Collection(
         folder.name,
         documents,
