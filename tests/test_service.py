@@ -23,6 +23,7 @@ from rerankd.errors import ConfigError, InvalidRequest, ModelFileError, TooLong,
 from rerankd.rerank_result import DocumentError, RerankResult
 from rerankd.scoring import deduplicate, normalize
 from rerankd.scoring.result import Scored, ranked
+from rerankd.scoring.stages import StageScores
 from rerankd.service import Reranker
 from rerankd.serving.prepare_model import prepare
 from support import GOLDEN, count_tokens, golden_settings, inputs
@@ -220,7 +221,7 @@ LOGITS = (48.0, 76.0, None, 52.0, -1.0)
 def test_rows_are_ordered_by_raw_score(options: dict[str, Any], rows: list[tuple[int, float]]) -> None:
     """Logits above 37 all have the score 1, but keep their order."""
     request = RerankRequest("q", tuple("abcde"), **options)
-    found = ranked(request, LOGITS, Normalization("sigmoid"))
+    found = ranked(request, [StageScores(LOGITS, Normalization("sigmoid"))])
     assert [row.index for row in found] == [index for index, _ in rows]
     assert [row.score for row in found] == pytest.approx([score for _, score in rows], abs=1e-4)
 
@@ -231,7 +232,7 @@ def test_documents_that_could_not_be_scored_are_named_with_the_reason() -> None:
         made, [1.0, None, None, None], {2: "it hung", 1: "it crashed"}, partly=(0,), unscored=(3,)
     )
     assert scored.document_errors == (DocumentError(1, "it crashed"), DocumentError(2, "it hung"))
-    assert scored.warnings == (
+    assert scored.warnings() == (
         "Not scored and ranked last, in the order sent: document 3; max_scored_documents was reached.",
         "Not scored and ranked last: document 1. Reason: it crashed.",
         "Not scored and ranked last: document 2. Reason: it hung.",

@@ -227,6 +227,8 @@ def _settings(
     if overrides.get("device", "") is None:
         del overrides["device"]
     settings = config.from_machine(overrides)
+    if settings.cascade(name) is not None:
+        raise InvalidRequest(f"{name} is a cascade, which scores no single pair. Use rerankd.SyncReranker.")
     ref = _available(settings, name, local_files_only=local_files_only)
     return settings.model_copy(update={"model": (ref,)})
 

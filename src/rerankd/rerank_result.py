@@ -23,6 +23,24 @@ class DocumentError:
 
 
 @dataclass(frozen=True, slots=True)
+class StageResult:
+    """What one stage of a cascade did: its model, how many documents reached it, and how many of them got a
+    score. `skipped` documents were left out by the stage's `margin`. `error` says why the stage scored
+    nothing; tokens, cached and times are as in RerankResult."""
+
+    model: str
+    documents: int
+    scored: int
+    skipped: int = 0
+    tokens: int = 0
+    cached: int = 0
+    queue_s: float = 0.0
+    engine_s: float = 0.0
+    total_s: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RerankResult:
     """Documents ordered by raw score, best first; documents with equal raw scores keep the request's order.
 
@@ -35,6 +53,10 @@ class RerankResult:
     `normalization` is the name of the normalization, or `raw` for raw scores, and `divisor` what it divides
     raw scores by. `warnings` are sentences for the client, for example which documents were truncated. Times
     are in seconds: waiting in the queue, in the engine, and from start to end.
+
+    `stages` is empty unless a cascade answered. The first `stages[-1].scored` documents of the whole order
+    then have the scores of the last stage; the fields above hold for all stages together, but `unscored`,
+    `blank` and `errors` name documents that no stage has scored.
     """
 
     model: str
@@ -52,6 +74,7 @@ class RerankResult:
     engine_s: float = 0.0
     total_s: float = 0.0
     divisor: int = 1
+    stages: tuple[StageResult, ...] = ()
 
     @property
     def requested_tokens(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any, Self
 from rerankd import config, keys
 from rerankd.backends.base import Engine
 from rerankd.config import Settings
+from rerankd.config.cascade import Cascade
 from rerankd.content import Content
 from rerankd.domain import RerankRequest
 from rerankd.embedding import EmbedRequest, EmbedResult, finished
@@ -23,15 +24,12 @@ from rerankd.errors import ConfigError, InvalidRequest, Misuse, Stopping
 from rerankd.metrics import Metrics
 from rerankd.process.states import Status
 from rerankd.rerank_result import RerankResult
-from rerankd.scoring.deduplicate import UniqueTexts
-from rerankd.scoring.result import Scored, ranked
 from rerankd.serving import metric_readings, request_checks, request_images
 from rerankd.serving.admission import ANONYMOUS, Client
-from rerankd.serving.document_scores import Budget, nothing_scored, score_documents, texts_to_score
+from rerankd.serving.document_scores import Budget
 from rerankd.serving.prepare_model import Model
-from rerankd.serving.queue import QueuedRequest
 from rerankd.serving.registry import ModelRegistry
-from rerankd.serving.scheduler import WEIGHTS
+from rerankd.serving.score_stages import Deadline, ModelStage, answered, score_in_stages
 from rerankd.serving.served_model import ServedModel
 from rerankd.serving.text_embeddings import distinct_texts, embed_texts
 
@@ -122,18 +120,18 @@ class Reranker:
 
     @property
     def model(self) -> Model:
-        """The first model, which answers requests that name no model."""
+        """The model that answers requests that name no model; of a cascade, the last stage's."""
         return self._first().model
 
     @property
     def state(self) -> Status[Engine]:
-        """The state of the first model's engines."""
+        """The state of this model's engines."""
         return self._first().state
 
     def _first(self) -> ServedModel:
         if not self.registry.entries:
             raise Misuse(NOT_STARTED)
-        return self.registry.find(None)
+        return self.registry.answering(None)[-1]
 
     async def rerank(self, query: Content, documents: Sequence[Content], **options: Any) -> RerankResult:
         """Rank `documents` by relevance to `query`. `options` are RerankRequest's fields. Raises
@@ -150,7 +148,8 @@ class Reranker:
         client: Client = ANONYMOUS,
         since: float | None = None,
     ) -> RerankResult:
-        """Process a request: check, admit, tokenize, score each distinct text, rank by raw score.
+        """Process a request: check, admit, tokenize, score each distinct text, rank by raw score. A cascade
+        does so in stages (see serving/score_stages.py).
 
         `timeout_s` may shorten the deadline of the settings. `client` is the sender, which gets a fair share.
         `since` is when its time budget began (time.monotonic), if that was before now.
@@ -164,69 +163,29 @@ class Reranker:
         request_checks.check(request, self.settings)
         timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
         timeout_s = await self.registry.setup.wait_until_read(request.model, timeout_s)
-        served = self.registry.find(request.model)
-        request = await request_images.readable(request, served.engine, self.settings)
-        budget = Budget.of(request, served.wanted.budget_ms, since)
-        size_bytes = sys.getsizeof(request.query) + sum(map(sys.getsizeof, request.documents))
-        weight = WEIGHTS[request.priority]
-        with served.queue.admit(client, len(request.documents), size_bytes, weight) as queued:
-            texts = texts_to_score(request, served)
-            scored = await self._scored(served, request, queued, texts, budget, timeout_s)
-        own = scored.normalization or served.model.recipe.normalization
-        how = served.model.resolution.calibrated(own)
-        rows = ranked(request, scored.raw, how)
-        has_scores = any(value is not None for value in scored.raw)
-        none = ("No document reaches the score_threshold of the request.",) * (has_scores and not rows)
-        result = RerankResult(
-            model=request.model or served.name,
-            results=rows,
-            tokens=scored.tokens,
-            normalization="raw" if request.raw_scores else how.name,
-            divisor=how.divisor,
-            warnings=(
-                request.warnings
-                + served.model.resolution.warnings
-                + served.self_test.doubts
-                + scored.warnings
-                + none
-            ),
-            truncated=scored.truncated,
-            blank=texts.blank,
-            errors=scored.document_errors,
-            unscored=scored.unscored,
-            cached=scored.cached,
-            cached_tokens=scored.cached_tokens,
-            queue_s=queued.waited_s,
-            engine_s=scored.engine_s,
-            total_s=time.perf_counter() - started,
-        )
-        self.metrics.answered(len(request.documents), len(texts.texts), result)
+        ends = time.monotonic() + timeout_s
+        cascade = self.registry.cascade(request.model)
+        planned = await self._planned(request, cascade)
+        budget_ms = cascade.budget_ms if cascade else planned[0].served.wanted.budget_ms
+        deadline = Deadline(timeout_s, ends, Budget.of(request, budget_ms, since))
+        outcomes = await score_in_stages(self.registry, planned, client, deadline, self.metrics)
+        name = cascade.name if cascade else planned[0].served.name
+        result = answered(request, planned, outcomes, name, time.perf_counter() - started)
+        texts = sum(len(outcome.scored.texts.texts) for outcome in outcomes)
+        self.metrics.answered(len(request.documents), texts, result)
         return result
 
-    async def _scored(
-        self,
-        served: ServedModel,
-        request: RerankRequest,
-        queued: QueuedRequest,
-        texts: UniqueTexts,
-        budget: Budget | None,
-        timeout_s: float,
-    ) -> Scored:
-        """Load the model and score the documents, within the deadline and the time budget."""
-        ends = time.monotonic() + timeout_s
-        # score_documents observes the budget itself; this is for loading the model before it.
-        latest = math.inf if budget is None else budget.latest
-        is_loaded = False
-        try:
-            async with asyncio.timeout(min(ends, latest) - time.monotonic()) as limit:
-                async with self.registry.use(served, request.keep_alive_s):
-                    is_loaded = True
-                    limit.reschedule(asyncio.get_running_loop().time() + ends - time.monotonic())
-                    return await score_documents(served, request, queued, texts, budget)
-        except TimeoutError:
-            if latest < ends and not is_loaded:
-                return nothing_scored(texts)
-            raise request_checks.too_late(served, timeout_s, self.metrics) from None
+    async def _planned(self, request: RerankRequest, cascade: Cascade | None) -> list[ModelStage]:
+        """The models that score the request, each with the request as it can read it."""
+        planned = []
+        stages = cascade.stages if cascade else (None,)
+        for served, stage in zip(self.registry.answering(request.model), stages, strict=True):
+            readable = await request_images.readable(request, served.engine, self.settings)
+            keep, margin = (stage.keep, stage.margin) if stage else (None, None)
+            planned.append(ModelStage(served, readable, keep, margin))
+            if readable.has_images:  # images are fetched once
+                request = readable
+        return planned
 
     async def answer_all(
         self,
@@ -246,7 +205,7 @@ class Reranker:
                 since = time.monotonic()  # one time budget for all
                 return [await self.answer(request, client=client, since=since) for request in requests]
         except TimeoutError:
-            served = self.registry.find(requests[0].model)
+            served = self.registry.answering(requests[0].model)[-1]
             raise request_checks.too_late(served, timeout_s, self.metrics) from None
 
     async def embed(self, texts: Sequence[str], **options: Any) -> EmbedResult:

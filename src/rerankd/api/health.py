@@ -116,7 +116,12 @@ async def ready(request: Request) -> Response:
     responses={200: {"model": Ready}, **_NOT_READY, **errors(404)},
 )
 async def model_ready(request: Request, name: str) -> Response:
-    return _readiness(request, [reranker_of(request).registry.named(name)])
+    registry = reranker_of(request).registry
+    if (cascade := registry.cascade(name)) is None:
+        return _readiness(request, [registry.named(name)])
+    # A cascade is as ready as its least ready stage.
+    stages = registry.entries_of(cascade.name)
+    return _readiness(request, [one for one in stages if one.state.phase not in _CAN_ANSWER] or stages)
 
 
 def _readiness(request: Request, entries: Sequence[Entry], *, started: bool = True) -> Response:

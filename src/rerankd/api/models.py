@@ -11,7 +11,9 @@ from rerankd import __version__
 from rerankd.api.openapi import errors
 from rerankd.api.origin import check_change
 from rerankd.api.responses import Route, json_response, reranker_of, reranker_with_key
+from rerankd.config.cascade import Cascade
 from rerankd.errors import NoSuchPath
+from rerankd.service import Reranker
 from rerankd.serving.model_names import Entry
 from rerankd.serving.pending_model import PendingModel
 from rerankd.serving.served_model import ServedModel
@@ -53,13 +55,20 @@ async def models(request: Request) -> Response:
     registry = reranker.registry
     # Clients may offer the whole list to their users, so refused models are not in `data`.
     refused = [one for one in registry.pending if one.error is not None]
-    usable = [entry for entry in registry.entries if entry not in refused]
+    reasons = {one.name: one.refusal().message for one in refused}
+    usable: list[Entry | Cascade] = []
+    for cascade in registry.cascades:
+        if why_not := registry.why_not(cascade):
+            reasons[cascade.name] = why_not
+        else:
+            usable.append(cascade)
+    usable += [entry for entry in registry.entries if entry not in refused]
     body: ModelList = {
         "object": "list",
         "data": [_row(entry, name) for entry in usable for name in entry.names],
     }
-    if refused:
-        body["unavailable"] = [{"id": one.name, "reason": one.refusal().message} for one in refused]
+    if reasons:
+        body["unavailable"] = [{"id": name, "reason": reason} for name, reason in reasons.items()]
     return json_response(body)
 
 
@@ -69,14 +78,14 @@ async def models(request: Request) -> Response:
     responses={200: {"model": ModelRow}, **errors(401, 404, 422, 503)},
 )
 async def model(request: Request, name: str) -> Response:
-    reranker = reranker_with_key(request)
-    entry = reranker.registry.entry(name)
-    if isinstance(entry, PendingModel) and entry.error is not None:
-        raise entry.refusal()
-    return json_response(_row(entry, name))
+    registry = reranker_with_key(request).registry
+    for entry in registry.entries_of(name):
+        if isinstance(entry, PendingModel) and entry.error is not None:
+            raise entry.refusal()
+    return json_response(_row(registry.cascade(name) or entry, name))
 
 
-def _row(entry: Entry, name: str) -> ModelRow:
+def _row(entry: Entry | Cascade, name: str) -> ModelRow:
     return {
         "id": name,
         "object": "model",
@@ -151,13 +160,13 @@ class Info(TypedDict):
 async def info(request: Request) -> Response:
     # No key is required, as for /health: Continue sends none here.
     reranker = reranker_of(request)
-    recipe = reranker.model.recipe
-    max_length = recipe.max_length
+    max_length, name = _first(reranker)
     kind: Reranks | Embeds = {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}}
-    if recipe.method == "embedding":
+    recipe = reranker.model.recipe
+    if recipe.method == "embedding" and reranker.registry.cascade(None) is None:
         kind = {"embedding": {"pooling": recipe.pooling}}
     body: Info = {
-        "model_id": reranker.model.name,
+        "model_id": name,
         "model_type": kind,
         "max_input_length": max_length,
         "max_batch_tokens": max_length,
@@ -172,5 +181,12 @@ async def info(request: Request) -> Response:
 async def weaviate_meta(request: Request) -> Response:
     """The model's data that Weaviate shows in its own /v1/meta. Weaviate sends no key, so none is
     required."""
-    model = reranker_of(request).model
-    return json_response({"model_name": model.name, "max_input_length": model.recipe.max_length})
+    max_length, name = _first(reranker_of(request))
+    return json_response({"model_name": name, "max_input_length": max_length})
+
+
+def _first(reranker: Reranker) -> tuple[int, str]:
+    """The max_length and the name of the model or cascade that answers requests that name no model. A text
+    longer than that is truncated by one of a cascade's models."""
+    stages = reranker.registry.answering(None)
+    return min(one.model.recipe.max_length for one in stages), reranker.registry.display_name(None)

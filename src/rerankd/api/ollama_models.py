@@ -20,6 +20,7 @@ from rerankd.errors import InvalidRequest
 from rerankd.hub.model_ref import LATEST
 from rerankd.memory import MEMORY
 from rerankd.service import Reranker
+from rerankd.serving.registry import ModelRegistry
 from rerankd.serving.served_model import ServedModel
 
 router = APIRouter(route_class=Route, include_in_schema=False)
@@ -82,8 +83,11 @@ async def version(request: Request) -> Response:
 
 @router.get("/api/tags")
 async def tags(request: Request) -> Response:
-    """The served models, one row for each name and alias."""
-    rows = [_row(served, name) for served in _reranker(request).registry.models for name in served.names]
+    """The served models and cascades, one row for each name and alias."""
+    registry = _reranker(request).registry
+    rows = [_row(served, name) for served in registry.models for name in served.names]
+    cascades = [one for one in registry.cascades if not registry.why_not(one)]
+    rows = [_cascade_row(registry, name) for one in cascades for name in one.names] + rows
     return json_response({"models": rows})
 
 
@@ -111,16 +115,20 @@ async def loaded(request: Request) -> Response:
 
 @router.post("/api/show")
 async def show(request: Request) -> Response:
-    """One model, found by the rules of a rerank request."""
-    reranker = _reranker(request)
-    served = reranker.registry.find(_name(await read_json(request, _BODY_BYTES)))
+    """One model, found by the rules of a rerank request; of a cascade, the last stage's model, with the
+    stages in `parameters`."""
+    registry = _reranker(request).registry
+    name = _name(await read_json(request, _BODY_BYTES))
+    served, cascade = registry.answering(name)[-1], registry.cascade(name)
     model, metadata, recipe = served.model, served.model.metadata, served.model.recipe
     entry = model.resolution.entry
     architecture = metadata.architecture
     body: Shown = {
         "license": entry.licence if entry is not None else "",
         "modelfile": "",
-        "parameters": f"method {recipe.method}\nmax_length {recipe.max_length}\n"
+        "parameters": f"stages {cascade}"
+        if cascade
+        else f"method {recipe.method}\nmax_length {recipe.max_length}\n"
         f"normalization {recipe.normalization.name}",
         "template": recipe.template,
         "details": _details(served),
@@ -131,7 +139,7 @@ async def show(request: Request) -> Response:
             f"{architecture}.embedding_length": metadata.embedding_length,
             f"{architecture}.block_count": metadata.block_count,
         },
-        "capabilities": ["rerank", *(("embedding",) if recipe.method == "embedding" else ())],
+        "capabilities": ["rerank", *(("embedding",) if recipe.method == "embedding" and not cascade else ())],
         "modified_at": _changed(served),
     }
     return json_response(body)
@@ -144,16 +152,18 @@ async def without_text(request: Request) -> Response:
     error, since rerankd generates none."""
     reranker = _reranker(request)
     sent = await read_json(request, _BODY_BYTES)
-    served = reranker.registry.find(_name(sent))
+    stages = reranker.registry.answering(_name(sent))
+    shown = reranker.registry.display_name(_name(sent))
     if any(sent.get(name) for name in ("prompt", "messages", "images", "suffix")):
         raise InvalidRequest(
-            f"{served.name} ranks texts and does not support generate or chat. Send a query and documents to "
+            f"{shown} ranks texts and does not support generate or chat. Send a query and documents to "
             "/api/rerank."
         )
     keep_s = _keep_alive_s(sent)
-    await load_or_unload(reranker, served, keep_s)
+    for served in stages:
+        await load_or_unload(reranker, served, keep_s)
     body: Done = {
-        "model": sent.get("model") or served.name,
+        "model": sent.get("model") or shown,
         "created_at": _time(_now()),
         "response": "",
         "message": {"role": "assistant", "content": ""},
@@ -205,6 +215,17 @@ def _row(served: ServedModel, name: str) -> ModelRow:
         # Ollama returns the digest of the file. Hashing gigabytes is not worth it here.
         "digest": hashlib.sha256(served.model.fingerprint.encode("utf-8", "replace")).hexdigest(),
         "details": _details(served),
+    }
+
+
+def _cascade_row(registry: ModelRegistry, name: str) -> ModelRow:
+    """The row of a cascade: the last stage's model with the size of all."""
+    stages = [_row(served, name) for served in registry.answering(name)]
+    digests = " ".join(stage["digest"] for stage in stages)
+    return {
+        **stages[-1],
+        "size": sum(stage["size"] for stage in stages),
+        "digest": hashlib.sha256(digests.encode()).hexdigest(),
     }
 
 

@@ -2,8 +2,8 @@
 
 Every response has `x-request-id`: the client's own if it is valid, else a new one. A response with scores
 also has `x-rerankd-model` and the durations `x-rerankd-total-ms`, `x-rerankd-queue-ms` (waiting) and
-`x-rerankd-engine-ms` (scoring). Warnings are in `x-rerankd-warnings`, because most dialects have no field for
-them.
+`x-rerankd-engine-ms` (scoring), and after a cascade `x-rerankd-stages`. Warnings are in
+`x-rerankd-warnings`, because most dialects have no field for them.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from starlette.types import Scope
 from rerankd import logs
 from rerankd.api import limits
 from rerankd.api.auth import check_key
+from rerankd.api.dialects import jina
 from rerankd.api.dialects.dialect import Dialect
 from rerankd.api.dialects.table import DEFAULT
 from rerankd.errors import RerankdError
@@ -158,11 +159,22 @@ def warnings_header(warnings: Sequence[str]) -> str:
     return text
 
 
+def stages_header(result: RerankResult) -> str:
+    """Return the stages of a cascade as a JSON list in ASCII; a long error is truncated."""
+    rows = jina.stages(result)
+    for row in rows:
+        if "error" in row:
+            row["error"] = row["error"][:_WARNING_CHARACTERS]
+    return json.dumps(rows)
+
+
 def result_headers(model: str, result: RerankResult) -> dict[str, str]:
     """Return the headers of a response with scores."""
     warnings = {"x-rerankd-warnings": warnings_header(result.warnings)} if result.warnings else {}
+    stages = {"x-rerankd-stages": stages_header(result)} if result.stages else {}
     return {
         **warnings,
+        **stages,
         # Header values are ASCII; file names can have any script.
         "x-rerankd-model": quote(model, safe=" !#$&'()*+,/:;=?@[]~|{}"),
         "x-rerankd-total-ms": f"{result.total_s * 1000:.1f}",

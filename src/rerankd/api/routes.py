@@ -46,13 +46,10 @@ async def rerank(request: Request) -> Response:
     dialect, value = await _read(request, reranker)
     timeout_s = limits.wanted_timeout_s(request)
     requests = dialect.parse(with_headers(value, request.headers))
-    entry = reranker.registry.entry(requests[0].model)
-    request.state.model = entry.name
+    name = request.state.model = reranker.registry.display_name(requests[0].model)
     results = await reranker.answer_all(requests, timeout_s=timeout_s, client=client_of(request))
     result = joined(results)
-    return json_response(
-        dialect.render(result, request_id(request)), headers=result_headers(entry.name, result)
-    )
+    return json_response(dialect.render(result, request_id(request)), headers=result_headers(name, result))
 
 
 async def _read(request: Request, reranker: Reranker) -> tuple[Dialect, dict[str, Any]]:

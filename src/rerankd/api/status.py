@@ -15,11 +15,13 @@ from typing_extensions import TypedDict
 from rerankd import __version__
 from rerankd.api.openapi import errors
 from rerankd.api.responses import Route, json_response, reranker_with_key
+from rerankd.config.cascade import Cascade
 from rerankd.deprecated_names import old_value
 from rerankd.memory import main_bytes
 from rerankd.recent_history import Series
 from rerankd.serving.metric_readings import tokens_per_second
 from rerankd.serving.pending_model import PendingModel
+from rerankd.serving.registry import ModelRegistry
 from rerankd.serving.served_model import ServedModel
 
 router = APIRouter(route_class=Route)
@@ -104,6 +106,21 @@ class PendingStatus(TypedDict):
     retry_after_s: int | None
 
 
+class StageStatus(TypedDict):
+    model: str
+    keep: int | None
+    margin: float | None
+
+
+class CascadeStatus(TypedDict):
+    """A name that scores in stages. `error` says why it can't answer now."""
+
+    id: str
+    aliases: list[str]
+    stages: list[StageStatus]
+    error: str | None
+
+
 class RecentStatus(TypedDict):
     step_s: float
     requests: list[int]
@@ -123,6 +140,7 @@ class Status(TypedDict):
     memory_budget_bytes: int | None
     memory_budgets: dict[str, int]
     models: list[ModelStatus]
+    cascades: list[CascadeStatus]
     unavailable: list[PendingStatus]
     disk_cache: dict[str, dict[str, str | int]]  # see DiskStatus, by what a file holds
     recent: RecentStatus
@@ -144,11 +162,23 @@ async def status(request: Request) -> Response:
         "memory_budget_bytes": main_bytes(registry.budgets),
         "memory_budgets": dict(registry.budgets),
         "models": [await _model(served) for served in registry.models],
+        "cascades": [_cascade(one, registry) for one in registry.cascades],
         "unavailable": [_pending(one, now) for one in registry.pending],
         "disk_cache": {name: asdict(one) for name, one in registry.disk.status.items()},
         "recent": _recent(metrics.recent.read(now)),
     }
     return json_response(body)
+
+
+def _cascade(cascade: Cascade, registry: ModelRegistry) -> CascadeStatus:
+    return {
+        "id": cascade.name,
+        "aliases": list(cascade.names[1:]),
+        "stages": [
+            {"model": stage.model, "keep": stage.keep, "margin": stage.margin} for stage in cascade.stages
+        ],
+        "error": registry.why_not(cascade) or None,
+    }
 
 
 async def _model(served: ServedModel) -> ModelStatus:

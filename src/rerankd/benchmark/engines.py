@@ -29,9 +29,9 @@ class EngineRow:
         return {**kept, **self.settings}
 
 
-def as_set(chosen: Offer) -> EngineRow:
-    """Return the engine that rerankd has selected for the model."""
-    return EngineRow(chosen.title, frozenset(), {})
+def as_set(*chosen: Offer) -> EngineRow:
+    """Return the engine that rerankd has selected for the model, or those for the stages of a cascade."""
+    return EngineRow(" → ".join(one.title for one in chosen), frozenset(), {})
 
 
 def all_of(

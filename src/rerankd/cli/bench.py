@@ -143,20 +143,23 @@ async def _run(
     from rerankd.benchmark.report import Benchmark
     from rerankd.remote_client import Remote
     from rerankd.serving import backend_offers
-    from rerankd.serving.prepare_model import prepare
+    from rerankd.serving.prepare_model import prepare_first
 
     with step(tell, "measuring the machine"):
         here = await asyncio.to_thread(hardware.read)
     starts = arguments is not None
-    prepared = await asyncio.to_thread(prepare, settings, None, tell) if starts else None
+    served, models = await asyncio.to_thread(prepare_first, settings, tell) if starts else ("", [])
+    prepared = models[0] if len(models) == 1 else None
+    if compare and len(models) > 1:
+        raise ConfigError(f"{served} is a cascade. Compare the engines of one of its models.")
     chosen: list[EngineRow] = []
     if prepared is not None and compare:
         offers = await asyncio.to_thread(
             backend_offers.all_offers, prepared.spec, prepared.wanted, settings.home
         )
         chosen = engines.all_of(offers, prepared.wanted, settings.home)
-    elif prepared is not None:
-        chosen = [engines.as_set(prepared.engine)]
+    elif models:
+        chosen = [engines.as_set(*(model.engine for model in models))]
     if compare and len(chosen) == 1:
         named = " or ".join(engines.programs().values())
         say(
@@ -187,7 +190,7 @@ async def _run(
         driven = await drive.drive(targets, plan, tell)
     return Benchmark(
         hardware=here,
-        model=prepared.name if prepared else targets[0].server.served or name or "unknown",
+        model=served or targets[0].server.served or name or "unknown",
         metadata=prepared.metadata if prepared else None,
         causal=prepared is not None and prepared.recipe.method == "causal_lm",
         known=frozenset(row.name for row in chosen),

@@ -196,7 +196,7 @@ async def _asked(
     """Yield the name of the reranker and a function that ranks documents: the server's if one is running,
     else that of an engine started for this command."""
     from rerankd.service import Reranker
-    from rerankd.serving.prepare_model import prepare
+    from rerankd.serving.prepare_model import prepare_first
 
     async with contextlib.AsyncExitStack() as stack:
         if server is not None:
@@ -208,15 +208,15 @@ async def _asked(
             else:
                 yield f"{server.served or server.model or 'the model'} at {server.url}", _order_of(server)
                 return
-        prepared = await asyncio.to_thread(prepare, settings, None, report)
-        with step(report, f"loading {prepared.path.name}"):
-            reranker = await stack.enter_async_context(Reranker(settings, prepared=[prepared]))
+        name, models = await asyncio.to_thread(prepare_first, settings, report)
+        with step(report, f"loading {name}"):
+            reranker = await stack.enter_async_context(Reranker(settings, prepared=models))
 
         async def ask(query: str, documents: Sequence[str]) -> Sequence[int]:
             result = await reranker.rerank(query, documents, budget_ms=0)
             return [scored.index for scored in result.results]
 
-        yield prepared.name, ask
+        yield name, ask
 
 
 def _order_of(server: Remote) -> Ask:

@@ -15,6 +15,7 @@ from rerankd.cli import completion, running_server
 from rerankd.cli.output import Config, Json, print_json, say
 from rerankd.cli.progress_bar import progress
 from rerankd.cli.tables import print_rows
+from rerankd.config.cascade import Cascade
 from rerankd.errors import ConfigError, RerankdError, UnknownModel
 from rerankd.progress import size_words, step
 
@@ -52,6 +53,8 @@ def inspect(
     from rerankd.state import StateStore
 
     settings = config.from_machine({}, config_file)
+    if (cascade := settings.cascade(model)) is not None:
+        return _inspect_cascade(cascade, check=check, as_json=as_json)
     wanted = settings.of(model)
     if check and is_remote(settings, wanted):
         raise UnknownModel(f"--check needs the model on this machine. Run `rerankd pull {model}`.")
@@ -99,6 +102,22 @@ def inspect(
             say(f"\nTo write this section to a file, with explanations: rerankd recipe new {model}")
     if resolved.recipe is None:
         raise typer.Exit(3)
+
+
+def _inspect_cascade(cascade: Cascade, *, check: bool, as_json: bool) -> None:
+    """Show the stages of a cascade; each is a model that can be inspected."""
+    if check:
+        raise ConfigError(f"{cascade.name} is a cascade: run --check with the model of each stage.")
+    if as_json:
+        stages = [stage.model_dump() for stage in cascade.stages]
+        return print_json({"cascade": cascade.name, "stages": stages, "budget_ms": cascade.budget_ms})
+    lines = [f"{cascade.name}: a cascade in the settings"]
+    for at, stage in enumerate(cascade.stages, 1):
+        documents = "all documents" if stage.keep is None else f"the best {stage.keep} documents so far"
+        if stage.margin is not None:
+            documents += f"; with top_n, only those at most {stage.margin:g} below document top_n"
+        lines.append(f"  stage {at}: {stage.model} scores {documents}")
+    typer.echo("\n".join([*lines, f"for a stage's model: rerankd inspect {cascade.stages[0].model}"]))
 
 
 def pull(

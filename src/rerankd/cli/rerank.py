@@ -122,17 +122,17 @@ def _ask_server(settings: config.Settings, body: dict[str, Any]) -> dict[str, An
 def _run_engine(settings: config.Settings, body: dict[str, Any], *, says_so: bool) -> dict[str, Any]:
     from rerankd.api.dialects.table import DEFAULT
     from rerankd.service import Reranker
-    from rerankd.serving.prepare_model import prepare
+    from rerankd.serving.prepare_model import prepare_first
 
     async def answer() -> RerankResult:
         with progress() as report:
-            model = await asyncio.to_thread(prepare, settings, None, report)
+            name, models = await asyncio.to_thread(prepare_first, settings, report)
         if says_so:
             say(
                 f"note: no rerankd answers at {settings.local_url}; starting an engine for this call, with "
-                f"the model {model.name}."
+                f"the model {name}."
             )
-        async with Reranker(settings, prepared=[model]) as reranker:
+        async with Reranker(settings, prepared=models) as reranker:
             (request,) = DEFAULT.parse(body)
             return await reranker.answer(request)
 

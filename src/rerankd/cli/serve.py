@@ -158,12 +158,16 @@ def _startup_message(reranker: Reranker, sockets: Sequence[socket.socket]) -> st
 
     registry, url = reranker.registry, listen_address.url(sockets)
     first = registry.models[0]
+    cascades = [one for one in registry.cascades if not registry.why_not(one)]
+    names = [*(one.name for one in cascades), *(one.name for one in registry.models)]
     lines = [
-        f"rerankd {__version__} serves {', '.join(served.name for served in registry.models)} at {url}",
+        f"rerankd {__version__} serves {', '.join(names)} at {url}",
         "  Open this address in a browser to try it, to see its status and to connect clients.",
     ]
     for served in registry.models:
         lines += ["", *_of_model(served)]
+    for cascade in cascades:
+        lines += ["", f"  cascade  {cascade.name}: {cascade}"]
     lines.append(f"  logs     {_short(first.log.parent)}")
     for pending in registry.pending:
         lines += ["", *_of_pending(pending)]
@@ -175,7 +179,7 @@ def _startup_message(reranker: Reranker, sockets: Sequence[socket.socket]) -> st
             "",
             "  In Dify, add a model of the provider OpenAI-API-compatible:",
             "    Model Type        Rerank",
-            f"    Model Name        {first.name}",
+            f"    Model Name        {next((one.name for one in cascades if one.is_first), first.name)}",
             f"    API endpoint URL  {listen_address.url_for_others(sockets)}/v1",
         ]
     )
@@ -207,7 +211,8 @@ def _notes(reranker: Reranker, sock: socket.socket) -> list[str]:
     settings = reranker.settings
     host = sock.getsockname()[0] if sock.family != socket.AF_UNIX else ""
     lines = []
-    if reranker.registry.models[0].name.startswith("builtin:"):
+    registry = reranker.registry
+    if registry.models[0].name.startswith("builtin:") and not registry.cascades:
         lines += [
             "  This is a small model for a first try. To get a better one, stop rerankd and run:",
             "    rerankd pull bge-reranker-v2-m3 && rerankd serve",

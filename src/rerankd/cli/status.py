@@ -29,11 +29,22 @@ def status(as_json: Json = False, config_file: Config = None) -> None:
         print_json(answer)
     else:
         print_rows(rows(answer["models"], answer.get("unavailable", [])))
+        for one in answer.get("cascades", []):
+            say(cascade_line(one))
         for line in (*notes(answer), f"status page: {settings.local_url}"):
             say(line)
     everything = [*answer["models"], *answer.get("unavailable", [])]
     if any(model["state"] not in ("ready", "unloaded") for model in everything):
         raise typer.Exit(1)
+
+
+def cascade_line(cascade: dict[str, Any]) -> str:
+    """Return a cascade in one line: its name, and its stages or why it can't answer."""
+    first, *others = cascade["stages"]
+    words = [f"{stage['model']} (best {stage['keep']})" for stage in others]
+    stages = " → ".join((first["model"], *words))
+    error = f"; can't answer: {cascade['error']}" if cascade["error"] else ""
+    return f"{cascade['id']}: cascade {stages}{error}"
 
 
 def rows(models: list[dict[str, Any]], unavailable: list[dict[str, Any]]) -> list[list[str]]:

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 from rerankd.backends.options import Options, per_model
 from rerankd.backends.table import BACKENDS
 from rerankd.config.backend_options import with_options, with_overrides
+from rerankd.config.cascade import Stages
 from rerankd.config.request_defaults import RequestDefaults
 from rerankd.config.scoring_settings import ScoringSettings
 from rerankd.normalization import Calibration
@@ -75,6 +76,11 @@ class ModelSettings(ScoringSettings):
     aliases: Names = Field((), description="additional names of the model in requests")
     calibration: Calibration | None = Field(
         None, description="scores as probabilities of relevance; written by `rerankd eval --calibrate`"
+    )
+    stages: Stages = Field(
+        (),
+        description="instead of `ref`, a cascade: the models that score the documents in turn, the fastest "
+        "first (see cascade.md)",
     )
 
 

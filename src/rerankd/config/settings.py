@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 
 from rerankd.backends.options import Needs, Options, setting
 from rerankd.config.backend_options import with_options
+from rerankd.config.cascade import Cascade
+from rerankd.config.cascade import check as check_cascades
 from rerankd.config.model_settings import (
     EffectiveModelSettings,
     MemoryBytes,
@@ -87,10 +89,41 @@ class Settings(ServingSettings, RequestDefaults, LiveSettings, FixedSettings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _cascades_can_be_served(self) -> Self:
+        check_cascades(self.models)
+        return self
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The sections and references of the models and cascades to serve, in order; () if none is
+        configured."""
+        return tuple(dict.fromkeys(self._section(name) for name in self.model or tuple(self.models)))
+
+    @property
+    def cascades(self) -> tuple[Cascade, ...]:
+        """The cascades to serve, in order."""
+        found = (self.cascade(name, first=at == 0) for at, name in enumerate(self.listed))
+        return tuple(one for one in found if one is not None)
+
+    def cascade(self, name: str, *, first: bool = False) -> Cascade | None:
+        """The cascade of a section, None if it is one of a model."""
+        own = self.models.get(name)
+        if own is None or not own.stages:
+            return None
+        merged = self._merged(name, first=first)
+        return Cascade(merged.names, own.stages, merged.budget_ms, is_first=first)
+
     def wanted(self, default: str) -> tuple[EffectiveModelSettings, ...]:
-        """Return the settings of each model to serve, in order; of `default` if none is configured."""
-        names = dict.fromkeys(self.model or tuple(self.models) or (default,))
-        return tuple(self._merged(self._section(name), first=at == 0) for at, name in enumerate(names))
+        """Return the settings of each model to serve, in order, those of the cascades' stages included; of
+        `default` if none is configured."""
+        found: dict[str, EffectiveModelSettings] = {}
+        for at, name in enumerate(self.listed or (self._section(default),)):
+            own = self.models.get(name)
+            stages = tuple(self._section(stage.model) for stage in own.stages) if own is not None else ()
+            for model in stages or (name,):
+                found.setdefault(model, self._merged(model, first=at == 0 and not stages))
+        return tuple(found.values())
 
     def of(self, model: str) -> EffectiveModelSettings:
         """Return the settings of one model, which is named by its section or by the section's `ref`."""
@@ -109,7 +142,7 @@ class Settings(ServingSettings, RequestDefaults, LiveSettings, FixedSettings):
 
     def _merged(self, name: str, *, first: bool) -> EffectiveModelSettings:
         own = self.models.get(name, ModelSettings())
-        given = own.model_dump(exclude_none=True, exclude={"ref", "aliases", "calibration"})
+        given = own.model_dump(exclude_none=True, exclude={"ref", "aliases", "stages", "calibration"})
         shared = EffectiveModelSettings.model_fields.keys() & Settings.model_fields.keys()
         return EffectiveModelSettings.model_construct(
             **{key: given.get(key, getattr(self, key)) for key in shared - {"scoring"}},

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from rerankd import text_files
 from rerankd.backends.options import trait
 from rerankd.config import folders
+from rerankd.config.cascade import Stage
 from rerankd.config.model_settings import ModelSettings
 from rerankd.config.scoring_settings import ScoringSettings
 from rerankd.config.settings import Settings
@@ -191,7 +192,8 @@ def _sentence(item: Any, sources: Mapping[str, str]) -> str:
     key = ".".join(str(part) for part in location)
     source = sources.get(str(location[0]), "settings")
     if item["type"] == "extra_forbidden":
-        owner = {"scoring": ScoringSettings, "models": ModelSettings}.get(str(location[0]), Settings)
+        sections: dict[str, type[BaseModel]] = {"scoring": ScoringSettings, "models": ModelSettings}
+        owner = Stage if "stages" in location else sections.get(str(location[0]), Settings)
         return f"{source}: {key} is not a setting.{_nearest(str(location[-1]), owner)}"
     value = item["input"]
     typed = str(value).lower() if isinstance(value, bool) else repr(value)

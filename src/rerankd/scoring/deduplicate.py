@@ -12,16 +12,18 @@ from rerankd.content import Content, with_images
 @dataclass(frozen=True, slots=True)
 class UniqueTexts:
     """The distinct texts of a request. `text_index` holds, for each document, its index in `texts`; it is
-    None for a blank document and for the documents in `unscored`, which exceed `max_scored_documents`."""
+    None for a blank document, for the documents in `unscored`, which exceed `max_scored_documents`, and for
+    those in `elsewhere`, which do not take part in this stage of a cascade."""
 
     texts: tuple[Content, ...]
     text_index: tuple[int | None, ...]
     unscored: tuple[int, ...] = ()
+    elsewhere: frozenset[int] = frozenset()
 
     @property
     def blank(self) -> tuple[int, ...]:
         """Indexes of the blank documents."""
-        left_out = {*self.unscored}
+        left_out = self.elsewhere.union(self.unscored)
         return tuple(at for at, text in enumerate(self.text_index) if text is None and at not in left_out)
 
     def documents(self, texts: Sequence[int]) -> tuple[int, ...]:
@@ -52,6 +54,17 @@ def unique_texts(documents: Sequence[Content], limit: int | None = None) -> Uniq
         else:
             text_index.append(found.setdefault(text, len(found)))
     return UniqueTexts(tuple(found), tuple(text_index), tuple(unscored))
+
+
+def of_candidates(documents: Sequence[Content], candidates: Sequence[int]) -> UniqueTexts:
+    """Deduplicate the documents with these indexes, none of which is blank. Their texts are in the order of
+    `candidates`."""
+    found: dict[Content, int] = {}
+    text_index: list[int | None] = [None] * len(documents)
+    for at in candidates:
+        text_index[at] = found.setdefault(documents[at], len(found))
+    elsewhere = frozenset(range(len(documents))).difference(candidates)
+    return UniqueTexts(tuple(found), tuple(text_index), elsewhere=elsewhere)
 
 
 def is_blank(text: Content) -> bool:

@@ -9,20 +9,20 @@ from rerankd.content import text_of
 from rerankd.domain import RerankRequest
 from rerankd.normalization import Normalization
 from rerankd.rerank_result import DocumentError, ScoredDocument
-from rerankd.scoring import deduplicate, normalize
+from rerankd.scoring import deduplicate, normalize, stages
 from rerankd.scoring.deduplicate import UniqueTexts
+from rerankd.scoring.stages import StageScores
 
 
-def ranked(
-    request: RerankRequest, values: Sequence[float | None], how: Normalization
-) -> tuple[ScoredDocument, ...]:
-    """The rows of the response, for one raw score per document (None: it has none). Documents below
-    `score_threshold` and after the first `top_n` are left out."""
-    order = normalize.rank(values)
+def ranked(request: RerankRequest, scores: Sequence[StageScores]) -> tuple[ScoredDocument, ...]:
+    """The rows of the response, for the raw scores of each stage; a model alone is one stage. Documents below
+    `score_threshold`, by the score of the last stage, and after the first `top_n` are left out."""
+    order = stages.order(scores)
     if request.score_threshold is not None:
-        normalized = normalize.shown(values, how, raw=False)
+        last = scores[-1]
+        normalized = normalize.shown(last.raw, last.normalization, raw=False)
         order = [index for index in order if normalized[index] >= request.score_threshold]
-    shown = normalize.shown(values, how, raw=request.raw_scores)
+    shown = stages.shown(scores, raw=request.raw_scores)
     return tuple(
         ScoredDocument(
             index, shown[index], text_of(request.documents[index]) if request.return_documents else None
@@ -65,9 +65,10 @@ class Scored:
     def document_errors(self) -> tuple[DocumentError, ...]:
         return tuple(DocumentError(at, reason) for at, reason in sorted(self.errors.items()))
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Warnings for the caller, as sentences."""
+    def warnings(self, *, is_later_stage: bool = False) -> tuple[str, ...]:
+        """Warnings for the caller, as sentences. `is_later_stage`: documents without a score have one of an
+        earlier stage of the cascade."""
+        place = "ranked by the stage before" if is_later_stage else "ranked last"
         found = []
         if self.unused_instruction:
             found.append("This model takes no instruction. The instruction in the request was ignored.")
@@ -97,16 +98,14 @@ class Scored:
         ):
             if documents:
                 found.append(
-                    "Not scored and ranked last, in the order sent: "
+                    f"Not scored and {place}{', in the order sent' * (not is_later_stage)}: "
                     f"{deduplicate.document_list(documents)}; {why}."
                 )
         by_reason: dict[str, list[int]] = {}
         for at, reason in sorted(self.errors.items()):
             by_reason.setdefault(reason, []).append(at)
         for reason, indexes in by_reason.items():
-            found.append(
-                f"Not scored and ranked last: {deduplicate.document_list(indexes)}. Reason: {reason}."
-            )
+            found.append(f"Not scored and {place}: {deduplicate.document_list(indexes)}. Reason: {reason}.")
         if self.partly:
             found.append(
                 "Some chunks could not be scored, so the score is that of the others: "

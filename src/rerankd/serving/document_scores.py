@@ -52,11 +52,15 @@ class Budget:
         return max(self.ends - time.monotonic(), 0.0)
 
 
-def texts_to_score(request: RerankRequest, served: ServedModel) -> UniqueTexts:
-    """Clean and deduplicate the documents of a request."""
+def texts_to_score(
+    request: RerankRequest, served: ServedModel, candidates: Sequence[int] | None = None
+) -> UniqueTexts:
+    """Clean and deduplicate the documents of a request; with `candidates`, those with these indexes."""
     nfc = served.model.recipe.nfc
     clean: Any = deduplicate.clean_content if request.has_images else deduplicate.clean
     documents = [clean(document, nfc=nfc) for document in request.documents]
+    if candidates is not None:
+        return deduplicate.of_candidates(documents, candidates)
     return deduplicate.unique_texts(documents, request.max_scored_documents or None)
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rerankd import config
 from rerankd.config import EffectiveModelSettings, Settings
-from rerankd.errors import ConfigError, EngineUnavailable, RerankdError, UnknownModel
+from rerankd.config.cascade import Cascade
+from rerankd.errors import ConfigError, EngineUnavailable, InvalidRequest, RerankdError, UnknownModel
 from rerankd.hub.model_ref import LATEST
 from rerankd.serving import prepare_model as preparing
 from rerankd.serving.pending_model import PendingModel
@@ -120,15 +121,69 @@ class ModelNames:
         """The models that are not served, in the order of the settings: being prepared, or refused."""
         return tuple(entry for entry in self.entries if isinstance(entry, PendingModel))
 
+    @property
+    def cascades(self) -> tuple[Cascade, ...]:
+        """The cascades of the settings. Their stages are models like all others."""
+        return self.settings.cascades
+
+    def cascade(self, name: str | None) -> Cascade | None:
+        """The cascade that the model name of a request selects, None if it selects a model. A single cascade
+        is selected like a single model (see `entry`)."""
+        cascades = self.cascades
+        if not cascades or (name and first_of((name,), self.entries) is not None):
+            return None
+        is_only = len(self.settings.listed) == 1 and not self._pulled
+        if not name or (is_only and not self.settings.strict_model_names and self.lookup(name) is None):
+            return cascades[0] if cascades[0].is_first else None
+        plain = plain_name(name)
+        return next((one for one in cascades if plain in map(plain_name, one.names)), None)
+
+    def entries_of(self, name: str | None) -> tuple[Entry, ...]:
+        """The entries that a request with this model name needs: one model, or each stage of a cascade.
+        Raises UnknownModel."""
+        cascade = self.cascade(name)
+        if cascade is None:
+            return (self.entry(name),)
+        return tuple(self._of_stage(cascade, self.settings.of(stage.model)) for stage in cascade.stages)
+
+    def _of_stage(self, cascade: Cascade, wanted: EffectiveModelSettings) -> Entry:
+        for entry in self.entries:
+            if entry.wanted.ref == wanted.ref and set(wanted.names) <= {*entry.names}:
+                return entry
+        raise UnknownModel(
+            f"{cascade.name} can't be served: the model {wanted.ref} of one of its stages is not served."
+        )
+
+    def answering(self, name: str | None) -> tuple[ServedModel, ...]:
+        """The served models of `entries_of`. Raises the same errors as `find`."""
+        return tuple(map(_at_hand, self.entries_of(name)))
+
+    def why_not(self, cascade: Cascade) -> str:
+        """Why the cascade can't answer requests until something changes; "" if it can."""
+        try:
+            entries = self.entries_of(cascade.name)
+        except UnknownModel as error:
+            return error.message
+        refused = (one for one in entries if isinstance(one, PendingModel) and one.error is not None)
+        return next((one.refusal().message for one in refused), "")
+
+    def display_name(self, name: str | None) -> str:
+        """The displayed name of the model or cascade that the name of a request selects. Raises
+        UnknownModel."""
+        cascade = self.cascade(name)
+        return self.entry(name).name if cascade is None else cascade.name
+
     def entry(self, name: str | None) -> Entry:
         """The entry for the model name of a request.
 
         If the settings have one model, every name selects it unless strict_model_names is set: many apps send
         the name of the hosted model that they were written for. Raises UnknownModel, whose message lists the
-        known names.
+        known names, and InvalidRequest for a cascade, which is not one model.
         """
         if not self.entries:
             raise EngineUnavailable("rerankd has not started to read its models.")
+        if not name and (cascade := self.cascade(name)) is not None:
+            raise self._is_cascade(cascade)
         if not name or (len(self.entries) == 1 and not self.settings.strict_model_names):
             return self.entries[0]
         return self.named(name)
@@ -140,11 +195,21 @@ class ModelNames:
         return _at_hand(self.entry(name))
 
     def named(self, name: str) -> Entry:
-        """The entry with this name (see `lookup`). Raises UnknownModel; its message lists the known names."""
+        """The entry with this name (see `lookup`). Raises UnknownModel, whose message lists the known names,
+        and InvalidRequest for a cascade."""
+        if (cascade := self.cascade(name)) is not None:
+            raise self._is_cascade(cascade)
         found = self.lookup(name)
         if found is None:
             raise self.unknown(name)
         return found
+
+    def _is_cascade(self, cascade: Cascade) -> InvalidRequest:
+        names = ", ".join(entry.name for entry in self.entries_of(cascade.name))
+        return InvalidRequest(
+            f"{cascade.name} is a cascade ({cascade}), which ranks documents and is not one model. For "
+            f"anything else, send the name of the model of a stage: {names}."
+        )
 
     def lookup(self, name: str) -> Entry | None:
         """The entry with exactly this name, else the first one whose name is equal by `plain_name`; None if
@@ -160,7 +225,7 @@ class ModelNames:
 
     def unknown(self, name: str) -> UnknownModel:
         """The error for an unknown model name. It lists the known names."""
-        known = ", ".join(known for entry in self.entries for known in entry.names)
+        known = ", ".join(known for one in (*self.cascades, *self.entries) for known in one.names)
         return UnknownModel(f"The model {name!r} does not exist. Known model names: {known}.")
 
     def before(self, pending: PendingModel) -> tuple[Entry, ...]:

@@ -145,9 +145,9 @@ class ModelSetup:
         return max(deadline - time.monotonic(), 0.001)
 
     def _starting(self, name: str | None) -> PendingModel | None:
-        """The model with this name if it is being prepared."""
-        entry = self._names.entry(name)
-        return entry if isinstance(entry, PendingModel) and entry.phase == "starting" else None
+        """The model with this name, or of a stage of this cascade, if it is being prepared."""
+        pending = (one for one in self._names.entries_of(name) if isinstance(one, PendingModel))
+        return next((one for one in pending if one.phase == "starting"), None)
 
     def close(self) -> None:
         """Stop preparing models, and fail the waiting requests. Safe to call again."""

@@ -61,6 +61,17 @@ def wanted(settings: Settings) -> tuple[EffectiveModelSettings, ...]:
     return settings.wanted(store.Store(settings.home).default())
 
 
+def prepare_first(settings: Settings, progress: Progress = silent) -> tuple[str, list[Model]]:
+    """Prepare the first model of the settings, or the models of all stages of the first cascade. Returns its
+    displayed name, and the models. Raises what `prepare` raises."""
+    cascade = next((one for one in settings.cascades if one.is_first), None)
+    if cascade is None:
+        model = prepare(settings, None, progress)
+        return model.name, [model]
+    stages = [prepare(settings, settings.of(stage.model), progress) for stage in cascade.stages]
+    return cascade.name, stages
+
+
 def prepare(
     settings: Settings,
     model: EffectiveModelSettings | None = None,

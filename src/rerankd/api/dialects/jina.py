@@ -60,6 +60,19 @@ class DocumentError(TypedDict):
     reason: str
 
 
+class Stage(TypedDict):
+    """What a stage of a cascade did. `documents` reached it, and `scored` of them got a score. `skipped` were
+    left out by its `margin`; `error` says why it scored nothing."""
+
+    model: str
+    documents: int
+    scored: int
+    ms: float
+    cached: NotRequired[int]
+    skipped: NotRequired[int]
+    error: NotRequired[str]
+
+
 class Meta(TypedDict):
     api_version: dict[str, str]
     billed_units: dict[str, int]
@@ -71,6 +84,7 @@ class Meta(TypedDict):
     blank: NotRequired[list[int]]
     errors: NotRequired[list[DocumentError]]
     unscored: NotRequired[list[int]]
+    stages: NotRequired[list[Stage]]
     warnings: NotRequired[list[str]]
 
 
@@ -103,6 +117,26 @@ def rows(result: RerankResult) -> list[Row]:
     return found
 
 
+def stages(result: RerankResult) -> list[Stage]:
+    """Return the stages of a cascade's answer, [] for a model alone."""
+    found: list[Stage] = []
+    for stage in result.stages:
+        row: Stage = {
+            "model": stage.model,
+            "documents": stage.documents,
+            "scored": stage.scored,
+            "ms": round(stage.total_s * 1000, 1),
+        }
+        if stage.cached:
+            row["cached"] = stage.cached
+        if stage.skipped:
+            row["skipped"] = stage.skipped
+        if stage.error:
+            row["error"] = stage.error
+        found.append(row)
+    return found
+
+
 def render(result: RerankResult, request_id: str) -> Answer:
     """Return the response JSON."""
     meta: Meta = {
@@ -122,6 +156,8 @@ def render(result: RerankResult, request_id: str) -> Answer:
         meta["errors"] = [{"index": error.index, "reason": error.reason} for error in result.errors]
     if result.unscored:
         meta["unscored"] = list(result.unscored)
+    if result.stages:
+        meta["stages"] = stages(result)
     if result.warnings:
         meta["warnings"] = list(result.warnings)
     return {
