@@ -49,6 +49,11 @@ def run(
     from rerankd.recipes import calibrations
     from rerankd.serving.prepare_model import prepare
 
+    if (cascade := settings.first_cascade) is not None:
+        raise ConfigError(
+            f"{cascade.name} is a cascade. Calibrate the models of its stages one by one: rerankd eval "
+            f"--calibrate --model {cascade.stages[-1].model}"
+        )
     with progress() as tell:
         prepared = prepare(settings, None, tell)
         documents = calibrate.judged(collection, candidates)

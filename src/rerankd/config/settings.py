@@ -106,6 +106,11 @@ class Settings(ServingSettings, RequestDefaults, LiveSettings, FixedSettings):
         found = (self.cascade(name, first=at == 0) for at, name in enumerate(self.listed))
         return tuple(one for one in found if one is not None)
 
+    @property
+    def first_cascade(self) -> Cascade | None:
+        """The cascade that is served first; None if the first is a model."""
+        return next((one for one in self.cascades if one.is_first), None)
+
     def cascade(self, name: str, *, first: bool = False) -> Cascade | None:
         """The cascade of a section, None if it is one of a model."""
         own = self.models.get(name)

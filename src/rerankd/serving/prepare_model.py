@@ -64,7 +64,7 @@ def wanted(settings: Settings) -> tuple[EffectiveModelSettings, ...]:
 def prepare_first(settings: Settings, progress: Progress = silent) -> tuple[str, list[Model]]:
     """Prepare the first model of the settings, or the models of all stages of the first cascade. Returns its
     displayed name, and the models. Raises what `prepare` raises."""
-    cascade = next((one for one in settings.cascades if one.is_first), None)
+    cascade = settings.first_cascade
     if cascade is None:
         model = prepare(settings, None, progress)
         return model.name, [model]
