@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from filelock import FileLock
 
 from rerankd.hub import builtin
-from support import ROOT, Program, start_serving
+from rerankd.service import Reranker
+from support import ROOT, Program, asking, start_serving
 
 # A shell that runs them in the background ignores SIGINT, and so would the programs that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -30,6 +32,13 @@ def home() -> Path:
     with FileLock(folder / "models.lock"):  # other test processes need it too
         builtin.ensure(folder / "models", lambda *_: None)
     return folder
+
+
+@pytest.fixture(scope="module")
+async def client(reranker: Reranker) -> AsyncIterator[httpx.AsyncClient]:
+    """An HTTP client of the module's own fixture `reranker`."""
+    async with asking(reranker) as http:
+        yield http
 
 
 @pytest.fixture

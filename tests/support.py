@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import uvicorn
 
+from rerankd.api.app import create_app
 from rerankd.backends.base import Backend, Batch
 from rerankd.backends.llama import installed
 from rerankd.config import Settings
@@ -53,6 +54,14 @@ def golden_settings(name: str, home: Path, **more: Any) -> Settings:
     return Settings.model_validate(
         {"model": path, "home": home, "scoring": scoring, "cache_entries": 0, **more}
     )
+
+
+@contextlib.asynccontextmanager
+async def asking(reranker: Reranker) -> AsyncIterator[httpx.AsyncClient]:
+    """An HTTP client of the app with this reranker, without a socket."""
+    transport = httpx.ASGITransport(create_app(reranker=reranker))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=60) as client:
+        yield client
 
 
 async def inputs(

@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 import pytest
 
-from rerankd.api.app import create_app
 from rerankd.api.dialects import options, table
 from rerankd.api.responses import warnings_header
 from rerankd.domain import RerankRequest
@@ -235,12 +234,10 @@ def test_an_entry_of_the_table_is_an_option_of_all_dialects(
 
 
 @pytest.fixture(scope="module")
-async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[httpx.AsyncClient]:
+async def reranker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Reranker]:
     settings = golden_settings("qwen3-headless", tmp_path_factory.mktemp("home"))
-    async with Reranker(settings) as reranker:
-        transport = httpx.ASGITransport(create_app(reranker=reranker))
-        async with httpx.AsyncClient(transport=transport, base_url="http://here", timeout=60) as opened:
-            yield opened
+    async with Reranker(settings) as made:
+        yield made
 
 
 Rows = list[tuple[float, str | None]]

@@ -8,11 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
-from rerankd.api.app import create_app
 from rerankd.errors import EngineTimeout, InvalidRequest
 from rerankd.many_requests import answer_each
 from rerankd.service import Reranker
-from support import golden_settings
+from support import asking, golden_settings
 
 ONE = {"query": "which bear?", "documents": ["bread", "a panda"]}
 TWO = {"query": "what is bread?", "documents": ["bread", "a panda", "a polar bear"]}
@@ -23,13 +22,6 @@ async def reranker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Re
     settings = golden_settings("xlmr-head", tmp_path_factory.mktemp("home"), max_documents=100)
     async with Reranker(settings) as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-async def client(reranker: Reranker) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(reranker=reranker))
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
-        yield http
 
 
 async def send(client: httpx.AsyncClient, requests: Any, **more: Any) -> httpx.Response:
@@ -118,9 +110,8 @@ async def test_the_deadline_is_that_of_the_whole(client: httpx.AsyncClient, rera
 
 
 async def test_the_batch_needs_the_key(tmp_path: Any) -> None:
-    async with Reranker(golden_settings("xlmr-head", tmp_path, api_key="secret")) as reranker:
-        transport = httpx.ASGITransport(create_app(reranker=reranker))
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
-            assert (await send(http, [ONE])).status_code == 401
-            http.headers["authorization"] = "Bearer secret"
-            assert (await send(http, [ONE])).status_code == 200
+    settings = golden_settings("xlmr-head", tmp_path, api_key="secret")
+    async with Reranker(settings) as reranker, asking(reranker) as http:
+        assert (await send(http, [ONE])).status_code == 401
+        http.headers["authorization"] = "Bearer secret"
+        assert (await send(http, [ONE])).status_code == 200

@@ -59,6 +59,12 @@ def test_lists_in_the_environment_are_split_at_commas() -> None:
             {},
             "my.toml: models.a.treads is not a setting. Did you mean threads?",
         ),
+        (
+            "[models.a]\nport = 1",
+            {},
+            {},
+            "models.a.port is not a setting: port belongs at the top of the file",
+        ),
         ("", {"RERANKD_MODELS": "a"}, {}, "RERANKD_MODELS is not a setting."),
         ("port = 70000", {}, {}, "my.toml: port = 70000 can't be used: it must be less than"),
         ("", {"RERANKD_PORT": "many"}, {}, "RERANKD_PORT: port = 'many' can't be used: it must be a"),

@@ -12,7 +12,6 @@ import httpx
 import numpy as np
 import pytest
 
-from rerankd.api.app import create_app
 from rerankd.errors import InvalidRequest
 from rerankd.scoring.cache import VectorCache
 from rerankd.service import Reranker
@@ -33,13 +32,6 @@ async def reranker(
     settings = golden_settings("bert-embedder", home, engine=request.param, precision="f32")
     async with Reranker(settings) as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-async def client(reranker: Reranker) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(reranker=reranker))
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
-        yield http
 
 
 async def vectors(client: httpx.AsyncClient, texts: Any, **more: Any) -> Any:

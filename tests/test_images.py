@@ -11,6 +11,7 @@ import pytest
 from rerankd.api.dialects import images
 from rerankd.content import Document, Image, ImageInput, ImageLink
 from rerankd.domain import RerankRequest
+from rerankd.errors import InvalidRequest
 from rerankd.scoring import deduplicate, image_header
 from rerankd.scoring.cache import ScoreCache
 from rerankd.scoring.image_header import BadImage, Header
@@ -90,6 +91,27 @@ def test_what_is_no_image_or_too_large_is_refused(data: bytes, says: str) -> Non
 )
 def test_an_image_is_sent_as_base64_or_data_uri_or_link(sent: Any, found: Any) -> None:
     assert images.content({"image": sent}, "Document 0") == Document((found,))
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"video": "https://here/a.mp4"},
+        {"type": "video_url", "video_url": {"url": "https://here/a.mp4"}},
+        {"audio": "aGk="},
+        {"content": [{"type": "text", "text": "a"}, {"type": "video_url", "video_url": {"url": "a"}}]},
+    ],
+)
+def test_a_video_is_refused_instead_of_read_as_text(sent: Any) -> None:
+    with pytest.raises(
+        InvalidRequest, match=r"Document 0 has '(video|video_url|audio)', which no model here"
+    ):
+        images.content(sent, "Document 0")
+
+
+def test_a_video_among_other_fields_belongs_to_a_record() -> None:
+    assert images.content({"title": "a", "video": "b"}, "Document 0") == "title: a\nvideo: b"
+    assert images.content({"text": "a", "video": "b"}, "Document 0") == "a"
 
 
 def test_documents_with_the_same_image_are_scored_once() -> None:

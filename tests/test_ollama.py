@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import pytest
 
-from rerankd.api.app import create_app
 from rerankd.api.dialects.keep_alive import keep_alive_s
 from rerankd.config import Settings
 from rerankd.service import Reranker
@@ -22,17 +21,15 @@ ASKED: dict[str, Any] = {"query": "which bear?", "documents": ["a panda", "bread
 
 
 @pytest.fixture(scope="module")
-async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[httpx.AsyncClient]:
+async def reranker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Reranker]:
     """A service with two models; the second one has an alias."""
     models = {
         "First": {"ref": str(GOLDEN / "xlmr-head.gguf")},
         "org/second:q8_0": {"ref": str(GOLDEN / "bert-embedder.gguf"), "aliases": ["other"]},
     }
     settings = Settings.model_validate({"models": models, "home": tmp_path_factory.mktemp("home")})
-    async with Reranker(settings) as reranker:
-        transport = httpx.ASGITransport(create_app(reranker=reranker))
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
-            yield http
+    async with Reranker(settings) as made:
+        yield made
 
 
 async def loaded(client: httpx.AsyncClient) -> dict[str, Any]:

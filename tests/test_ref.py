@@ -43,6 +43,11 @@ def test_references_are_parsed_and_rendered(text: str, ref: ModelRef) -> None:
     assert str(ref) == text.strip()
 
 
+def test_the_case_of_a_prefix_does_not_matter() -> None:
+    assert parse("Builtin:E5") == ModelRef("builtin", "e5")
+    assert parse("HF:Org/Repo:q8_0") == ModelRef("hf", "Org/Repo", "q8_0")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -51,7 +51,9 @@ def test_every_action_is_pinned_to_a_commit() -> None:
     """A tag can be moved to other code, which then runs with the workflow's rights."""
     for path in WORKFLOWS:
         for used in re.findall(r"uses: (.*)", path.read_text()):
-            assert used.startswith("./") or re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40} # v[\d.]+", used), used
+            assert used.startswith("./") or re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40} # v[\d.]+", used), (
+                used
+            )
     program = Path(sys.executable).with_name("check-jsonschema")
     dependabot = ROOT / ".github" / "dependabot.yml"
     subprocess.run([program, "--builtin-schema", "vendor.dependabot", dependabot], check=True)

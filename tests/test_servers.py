@@ -48,6 +48,23 @@ def test_stop_waits_until_the_server_has_drained(program: Program, tmp_path: Pat
     assert "No server runs" in rerankd("ps", home=tmp_path).stderr
 
 
+def test_stop_does_not_stop_the_server_of_another_port(program: Program, tmp_path: Path) -> None:
+    ended = rerankd("stop", home=tmp_path, RERANKD_PORT="9")
+    port = program.url.rpartition(":")[2]
+    assert (ended.returncode, program.process.poll()) == (2, None)
+    assert "No server runs at the configured port 9, but one at http://localhost:" in ended.stderr
+    assert f"RERANKD_PORT={port} rerankd" in ended.stderr
+    assert rerankd("stop", home=tmp_path, RERANKD_PORT=port).returncode == 0
+
+
+def test_a_folder_among_the_records_is_no_record(tmp_path: Path) -> None:
+    (tmp_path / "run" / "1.json").mkdir(parents=True)
+    assert server_records.running(tmp_path) == []
+    with server_records.recorded(tmp_path, "http://here:1", tmp_path / "log"):
+        (own,) = server_records.running(tmp_path)
+        assert own.pid == os.getpid()
+
+
 def test_restart_keeps_the_process_and_its_arguments(program: Program, tmp_path: Path) -> None:
     (before,) = server_records.running(tmp_path)
     ended = rerankd("restart", home=tmp_path)

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from rerankd import config
 from rerankd.cross_encoder_calls import Arguments, Pairs, Row, plan, rows
@@ -30,6 +31,8 @@ from rerankd.service import Reranker
 from rerankd.serving.prepare_model import Model
 from rerankd.sync_reranker import SyncReranker
 
+Ranked = TypeVar("Ranked")
+
 # A call may be as long as a program wants, and no other client shares the queue.
 _LIMITS: dict[str, Any] = {
     "request_timeout_s": 86_400,
@@ -40,7 +43,72 @@ _LIMITS: dict[str, Any] = {
 }
 
 
-class CrossEncoder:
+class _Calls(ABC, Generic[Ranked]):
+    """The methods of both classes, with sentence-transformers' signatures. `Ranked` is what `rank` returns:
+    the rows, or an awaitable of them."""
+
+    _activation_fn: Any
+
+    @abstractmethod
+    def _run(self, do: Callable[[Reranker], Coroutine[Any, Any, Any]]) -> Any:
+        """Return the result of `do`, or an awaitable of it."""
+
+    def predict(
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        activation_fn: Any = None,
+        apply_softmax: bool | None = False,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: Any = None,
+        pool: Any = None,
+        chunk_size: int | None = None,
+    ) -> Any:
+        """Return the score of each (query, document) pair as float32 array [pairs], or of a single pair as a
+        number. With `convert_to_tensor` it is a torch.Tensor, which needs PyTorch; without `convert_to_numpy`
+        a list of numbers."""
+        given = Arguments(
+            prompt_name,
+            prompt,
+            batch_size,
+            show_progress_bar,
+            activation_fn or self._activation_fn,
+            device,
+            pool,
+            convert_to_numpy,
+            convert_to_tensor,
+        )
+        return self._run(lambda reranker: _predict(reranker, inputs, given))
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        activation_fn: Any = None,
+        device: Any = None,
+        pool: Any = None,
+        chunk_size: int | None = None,
+    ) -> Ranked:
+        """Return the documents, best first, as `corpus_id`, `score`, and `text` with `return_documents`."""
+        activation_fn = activation_fn or self._activation_fn
+        given = Arguments(prompt_name, prompt, batch_size, show_progress_bar, activation_fn, device, pool)
+        ranked: Ranked = self._run(
+            lambda reranker: _rank(reranker, query, documents, given, top_k, return_documents)
+        )
+        return ranked
+
+
+class CrossEncoder(_Calls[list[Row]]):
     """A cross-encoder whose engine runs until `close`, the end of a `with` block, or the end of the program.
 
     Threads may share it. It belongs to the process that created it.
@@ -75,63 +143,13 @@ class CrossEncoder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def predict(
-        self,
-        inputs: Any,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-        activation_fn: Any = None,
-        apply_softmax: bool | None = False,
-        convert_to_numpy: bool = True,
-        convert_to_tensor: bool = False,
-        device: Any = None,
-        pool: Any = None,
-        chunk_size: int | None = None,
-    ) -> Any:
-        """Return the score of each (query, document) pair as float32 array [pairs], or of a single pair as a
-        number. With `convert_to_tensor` it is a torch.Tensor, which needs PyTorch; without `convert_to_numpy`
-        a list of numbers."""
-        pairs = Pairs.of(inputs)
-        given = Arguments(
-            prompt_name,
-            prompt,
-            batch_size,
-            show_progress_bar,
-            activation_fn or self._activation_fn,
-            device,
-            pool,
-            convert_to_numpy,
-            convert_to_tensor,
-        )
-        return self._reranker.run(lambda reranker: _predict(reranker, pairs, given))
-
-    def rank(
-        self,
-        query: str,
-        documents: Sequence[str],
-        top_k: int | None = None,
-        return_documents: bool = False,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-        activation_fn: Any = None,
-        device: Any = None,
-        pool: Any = None,
-        chunk_size: int | None = None,
-    ) -> list[Row]:
-        """Return the documents, best first, as `corpus_id`, `score`, and `text` with `return_documents`."""
-        activation_fn = activation_fn or self._activation_fn
-        given = Arguments(prompt_name, prompt, batch_size, show_progress_bar, activation_fn, device, pool)
-        return self._reranker.run(
-            lambda reranker: _rank(reranker, query, documents, given, top_k, return_documents)
-        )
+    def _run(self, do: Callable[[Reranker], Coroutine[Any, Any, Any]]) -> Any:
+        return self._reranker.run(do)
 
 
-class AsyncCrossEncoder:
-    """The same for programs with an event loop: `async with AsyncCrossEncoder(name) as model: …`."""
+class AsyncCrossEncoder(_Calls[Awaitable[list[Row]]]):
+    """The same for programs with an event loop: `async with AsyncCrossEncoder(name) as model: …`, and
+    `await model.predict(…)`."""
 
     def __init__(
         self,
@@ -166,54 +184,8 @@ class AsyncCrossEncoder:
             raise Misuse("This AsyncCrossEncoder has not been started. Use `async with`.")
         return self._started
 
-    async def predict(
-        self,
-        inputs: Any,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-        activation_fn: Any = None,
-        apply_softmax: bool | None = False,
-        convert_to_numpy: bool = True,
-        convert_to_tensor: bool = False,
-        device: Any = None,
-        pool: Any = None,
-        chunk_size: int | None = None,
-    ) -> Any:
-        """See CrossEncoder.predict."""
-        given = Arguments(
-            prompt_name,
-            prompt,
-            batch_size,
-            show_progress_bar,
-            activation_fn or self._activation_fn,
-            device,
-            pool,
-            convert_to_numpy,
-            convert_to_tensor,
-        )
-        return await _predict(self._reranker, Pairs.of(inputs), given)
-
-    async def rank(
-        self,
-        query: str,
-        documents: Sequence[str],
-        top_k: int | None = None,
-        return_documents: bool = False,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-        activation_fn: Any = None,
-        device: Any = None,
-        pool: Any = None,
-        chunk_size: int | None = None,
-    ) -> list[Row]:
-        """See CrossEncoder.rank."""
-        activation_fn = activation_fn or self._activation_fn
-        given = Arguments(prompt_name, prompt, batch_size, show_progress_bar, activation_fn, device, pool)
-        return await _rank(self._reranker, query, documents, given, top_k, return_documents)
+    async def _run(self, do: Callable[[Reranker], Coroutine[Any, Any, Any]]) -> Any:
+        return await do(self._reranker)
 
 
 def _settings(
@@ -265,7 +237,8 @@ def _check(model: Model) -> None:
         )
 
 
-async def _predict(reranker: Reranker, pairs: Pairs, given: Arguments) -> Any:
+async def _predict(reranker: Reranker, inputs: Any, given: Arguments) -> Any:
+    pairs = Pairs.of(inputs)
     _, scores = await _scores(reranker, pairs, given)
     return given.converted(scores, is_single=pairs.is_single)
 

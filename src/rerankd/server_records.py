@@ -83,7 +83,7 @@ def _folder(home: Path) -> Path:
 
 
 def _read(path: Path) -> Server | None:
-    with contextlib.suppress(ValueError, TypeError, FileNotFoundError):
+    with contextlib.suppress(ValueError, TypeError, FileNotFoundError, IsADirectoryError):
         found = Server(**json.loads(path.read_bytes()))
         if isinstance(found.pid, int) and isinstance(found.since, int | float):
             return found

@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
@@ -26,13 +25,12 @@ from tokenizers import Tokenizer
 
 import checkpoints
 import hostile_images
-from rerankd.api.app import create_app
 from rerankd.backends.torch.vision import patches
 from rerankd.config import Settings
 from rerankd.content import Content, Document, Image, ImageInput
 from rerankd.formats.image_processor import ImageProcessor
 from rerankd.service import Reranker
-from support import GOLDEN
+from support import GOLDEN, asking
 
 BOUND = 1e-3
 MARKS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
@@ -308,8 +306,7 @@ async def test_a_request_over_http_gets_scores_and_the_reason_of_a_damaged_image
         "c",
         {"image": data[:80]},
     ]
-    transport = httpx.ASGITransport(create_app(reranker=reranker))
-    async with httpx.AsyncClient(transport=transport, base_url="http://here", timeout=60) as client:
+    async with asking(reranker) as client:
         answer = await client.post("/v1/rerank", json={"query": {"image": data}, "documents": documents})
     assert answer.status_code == 200, answer.text
     said = answer.json()

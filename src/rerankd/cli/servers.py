@@ -59,7 +59,7 @@ def ps(as_json: Json = False, config_file: Config = None) -> None:
 def stop(config_file: Config = None) -> None:
     """Stop the running server. It finishes the requests in progress, for at most drain_timeout_s.
 
-    Of several servers, it stops the one at the configured host and port (RERANKD_PORT sets another port).
+    Of several servers, it stops the one at the configured port (RERANKD_PORT=PORT rerankd stop).
     """
     settings = config.from_machine({}, config_file)
     server = the_server(settings)
@@ -118,12 +118,20 @@ def reload(
 
 
 def the_server(settings: config.Settings) -> Server:
-    """Return the running server: the only one, or that at the configured address. Raises RerankdError, and
-    ConfigError if several run and none is at that address."""
+    """Return the running server: that at the configured port, or the only one where no port is configured.
+    Raises RerankdError, and ConfigError if another one was meant or several run."""
     found = server_records.running(settings.home)
     here = [one for one in found if one.url.rpartition(":")[2] == str(settings.port)]
-    if len(found) == 1 or here:
-        return (here or found)[0]
+    if here:
+        return here[0]
+    if len(found) == 1 and "port" not in settings.model_fields_set:
+        return found[0]
+    if len(found) == 1:
+        (port,) = (one.url.rpartition(":")[2] for one in found)
+        raise ConfigError(
+            f"No server runs at the configured port {settings.port}, but one at {found[0].url}. For that "
+            f"one: RERANKD_PORT={port} rerankd …"
+        )
     if found:
         urls = ", ".join(one.url for one in found)
         raise ConfigError(f"Several servers run: {urls}. Name one by its port: RERANKD_PORT=PORT rerankd …")

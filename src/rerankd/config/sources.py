@@ -194,6 +194,11 @@ def _sentence(item: Any, sources: Mapping[str, str]) -> str:
     if item["type"] == "extra_forbidden":
         sections: dict[str, type[BaseModel]] = {"scoring": ScoringSettings, "models": ModelSettings}
         owner = Stage if "stages" in location else sections.get(str(location[0]), Settings)
+        if location[-1] in Settings.model_fields and owner in sections.values():
+            return (
+                f"{source}: {key} is not a setting: {location[-1]} belongs at the top of the file, above all "
+                "[sections]."
+            )
         return f"{source}: {key} is not a setting.{_nearest(str(location[-1]), owner)}"
     value = item["input"]
     typed = str(value).lower() if isinstance(value, bool) else repr(value)

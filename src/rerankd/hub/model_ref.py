@@ -10,8 +10,9 @@
 A name is the catalog's name of a model or an alias: the model's name on its hub, which contains one slash.
 A text that could be a name may also be the relative path of a file or of a safetensors folder: **if that path
 exists, it wins** (`Store.locate` checks). A text that ends in .gguf, or begins with a dot, a tilde or a
-slash, is always a path. Prefixes always win: write `./hf:x` for a file named `hf:x`. The case of a quant does
-not matter. The quant `latest`, which Ollama's users append, means no quant.
+slash, is always a path. Prefixes always win: write `./hf:x` for a file named `hf:x`. The case of a prefix, of
+a built-in model and of a quant does not matter. The quant `latest`, which Ollama's users append, means no
+quant.
 """
 
 from __future__ import annotations
@@ -66,9 +67,9 @@ def parse(text: str) -> ModelRef:
     if text.lower().endswith(LATEST):
         text = text[: -len(LATEST)]
     prefix, _, rest = text.partition(":")
-    if prefix == "builtin":
-        return ModelRef("builtin", rest)
-    if prefix in HUBS:
+    if prefix.lower() == "builtin":
+        return ModelRef("builtin", rest.lower())
+    if (prefix := prefix.lower()) in HUBS:
         match = _HUB.fullmatch(rest)
         if match is None:
             raise UnknownModel(

