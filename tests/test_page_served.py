@@ -19,9 +19,10 @@ STATIC = ROOT / "src" / "rerankd" / "api" / "static"
 SOURCE = ROOT / "src" / "rerankd"
 # Errors of the command line, of a library's caller, and of addresses that the page does not request.
 NOT_ON_THE_PAGE = {
-    "address_in_use", "body_timeout", "collection_error", "config_error", "engine_build_failed",
-    "engine_too_old", "engine_unknown", "host_not_allowed", "method_not_allowed", "misuse", "missing_extra",
-    "not_found", "origin_not_allowed", "output_failed", "remote_error", "unsupported_media_type",
+    "address_in_use", "body_timeout", "bulk_error", "collection_error", "config_error",
+    "engine_build_failed", "engine_too_old", "engine_unknown", "host_not_allowed", "method_not_allowed",
+    "misuse", "missing_extra", "not_found", "origin_not_allowed", "output_failed", "remote_error",
+    "tuning_failed", "unsupported_media_type",
 }  # fmt: skip
 
 
