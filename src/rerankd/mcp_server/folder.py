@@ -172,7 +172,7 @@ def _below(start: int, prefix: str, skipped: Skipped) -> Iterator[FoundFile | No
                 continue
             count += 1
             if count > MOST_FILES:
-                skipped.add(f"after the first {MOST_FILES:,} files", at + name)
+                skipped.add(f"this and all later files: more than {MOST_FILES:,}", at + name)
                 return
             yield _found(at + name, status)
         yield None

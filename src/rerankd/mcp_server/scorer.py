@@ -11,7 +11,7 @@ import httpx
 from rerankd import config, network_errors
 from rerankd.api.dialects.table import DEFAULT
 from rerankd.config import Settings
-from rerankd.errors import InvalidRequest, RemoteError, RerankdError
+from rerankd.errors import InvalidRequest, RemoteError
 from rerankd.service import Reranker
 
 # An agent keeps its tools open for days and uses them for minutes.
@@ -70,10 +70,9 @@ class Scorer:
         starting = self._starting
         try:
             return await asyncio.shield(starting)
-        except RerankdError:
-            if self._starting is starting:
-                self._starting = None  # the next request tries again
-            raise
+        finally:
+            if starting.done() and self._reranker is None and self._starting is starting:
+                self._starting = None  # it failed: the next request tries again
 
     async def _start(self) -> Reranker:
         settings = self._settings
