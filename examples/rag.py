@@ -20,6 +20,7 @@ CANDIDATES = 50
 HTTP = httpx.Client(base_url=URL, timeout=120, headers={"Authorization": f"Bearer {KEY}"} if KEY else {})
 
 collection = read(EVERYDAY)  # 60 questions in English and Chinese, 400 passages, graded judgements
+questions = collection.queries.items()
 names, texts = list(collection.documents), list(collection.documents.values())
 
 
@@ -34,28 +35,25 @@ def rerank(question: str, found: list[int]) -> list[int]:
     return [found[row["index"]] for row in answer.json()["results"]]
 
 
+def dcg(grades: list[int]) -> float:
+    return sum(grade / np.log2(rank + 2) for rank, grade in enumerate(grades[:10]))
+
+
 def ndcg(query: str, ranking: list[int]) -> float:
     grades = collection.judgements[query]
-    gains = [grades.get(names[at], 0) for at in ranking[:10]]
-    best = sorted(grades.values(), reverse=True)[:10]
-    return sum(g / np.log2(at + 2) for at, g in enumerate(gains)) / sum(
-        g / np.log2(at + 2) for at, g in enumerate(best)
-    )
+    return dcg([grades.get(names[at], 0) for at in ranking]) / dcg(sorted(grades.values(), reverse=True))
 
 
 if sys.argv[1:] == ["embeddings"]:
     vectors = embed(texts, "document")
-    first = {
-        q: list(np.argsort(-vectors @ embed([text], "query")[0])[:CANDIDATES])
-        for q, text in collection.queries.items()
-    }
+    first = {q: list(np.argsort(-vectors @ embed([text], "query")[0])[:CANDIDATES]) for q, text in questions}
 else:
     index = bm25.Index(bm25.tokens(text) for text in texts)
-    first = {query: index.best(text, CANDIDATES) for query, text in collection.queries.items()}
-second = {query: rerank(text, first[query]) for query, text in collection.queries.items()}
+    first = {query: index.best(text, CANDIDATES) for query, text in questions}
+second = {query: rerank(text, first[query]) for query, text in questions}
 
 for stage, ranking in (("first stage", first), ("reranked", second)):
     print(f"{stage:12} nDCG@10 {np.mean([ndcg(query, found) for query, found in ranking.items()]):.3f}")
-query, question = next(iter(collection.queries.items()))
+query, question = next(iter(questions))
 context = "\n".join(f"- {texts[at]}" for at in second[query][:3])
 print(f"\nThe prompt for your LLM:\n\nAnswer from these passages.\n{context}\n\nQuestion: {question}")

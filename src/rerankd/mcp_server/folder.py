@@ -1,4 +1,4 @@
-"""Read the text files of a folder, and nothing outside of it.
+"""Read the text files of a folder for a search, and nothing outside of it.
 
 The names in a folder can change while it is read, so no path is resolved first and opened later: every
 component is opened relative to its parent's descriptor, and never through a link (O_NOFOLLOW).
