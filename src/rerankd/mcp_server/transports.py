@@ -59,12 +59,13 @@ async def serve_http(
     )
     web = WebServer(Guarded(app, settings, keys), settings=settings, listening=listening, streams=True)
     with _signals() as stopped:
-        serving = asyncio.create_task(web.serve([sock]))
-        waiting = asyncio.create_task(stopped.wait())
-        await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        web.end()
-        await serving
+        async with server.session_manager.run():
+            serving = asyncio.create_task(web.serve([sock]))
+            waiting = asyncio.create_task(stopped.wait())
+            await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            web.end()
+        await serving  # the end of the sessions has ended its open streams
         await scorer.close()
 
 
