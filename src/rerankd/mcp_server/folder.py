@@ -22,6 +22,7 @@ MOST_FILE_BYTES = 2**20
 # The first search of 16 MiB takes about 10 s on two cores.
 MOST_TEXT_BYTES = 16 * 2**20
 MOST_FILES = 10_000
+MOST_FOLDERS = 10_000
 MOST_DEPTH = 32
 _DEPENDENCIES = ("node_modules", "__pycache__")
 _EXAMPLES = 3
@@ -153,8 +154,12 @@ def _below(start: int, prefix: str, skipped: Skipped) -> Iterator[FoundFile | No
     def unreadable(error: OSError) -> None:
         skipped.add(f"unreadable: {error.strerror}", prefix + str(error.filename or ""))
 
-    for top, folders, files, descriptor in os.fwalk(".", dir_fd=start, onerror=unreadable):
+    walk = os.fwalk(".", dir_fd=start, onerror=unreadable)
+    for number, (top, folders, files, descriptor) in enumerate(walk, 1):
         at = prefix + top.removeprefix(".").removeprefix("/") + "/" * (top != ".")
+        if number > MOST_FOLDERS:
+            skipped.add(f"this and all later folders: more than {MOST_FOLDERS:,}", at)
+            return
         folders[:] = [
             name for name in sorted(folders) if not _skips_folder(name, at, descriptor, prefix, skipped)
         ]

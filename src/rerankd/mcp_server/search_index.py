@@ -15,6 +15,7 @@ from rerankd.mcp_server import folder
 from rerankd.mcp_server.folder import FoundFile, Skipped, Unusable
 from rerankd.mcp_server.passages import Passage, cut
 
+_STEP_FOLDERS = 50
 _STEP_FILES = 100
 _STEP_BYTES = 2**19
 
@@ -58,10 +59,13 @@ def build(root: Path, start: tuple[str, ...], last: SearchIndex | None) -> Gener
     Raises InvalidRequest."""
     skipped = Skipped()
     files: list[FoundFile] = []
+    scanned = 0
     for found in folder.scan(root, start, skipped):
         if found is not None:
             files.append(found)
-        else:
+            continue
+        scanned += 1
+        if scanned % _STEP_FOLDERS == 0:
             yield Step(0, len(files))
     if last is not None and (last.start, last.files) == (start, tuple(files)):
         yield Step(len(files), len(files), replace(last, skipped=skipped))
