@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,12 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from browser import Watched, chromium
 from fake_hub import FakeHub, fake_hub
+from rerankd.config import ScoringSettings
+from rerankd.formats import model_files
+from rerankd.recipes import calibrations
+from rerankd.serving.prepare_model import resolve_file
 from support import ROOT, Program, start_serving
+from test_calibration import CALIBRATION
 
 PICTURES = ROOT / ".test-home" / "pictures"
 STATIC = ROOT / "src" / "rerankd" / "api" / "static"
@@ -496,6 +502,28 @@ def test_status_shows_the_model_its_engine_and_recent_requests(tab: Open, url: s
         page.get_by_role("img", name=re.compile("^Requests: [1-9]")).locator("rect").first
     ).to_be_attached()
     shown.picture(PICTURES, "status")
+
+
+@pytest.mark.parametrize(
+    ("locale", "said"), [("en-US", "log loss 0.800 → 0.400"), ("zh-CN", "对数损失 0.800 → 0.400")]
+)
+def test_status_shows_the_reliability_of_a_calibrated_model(
+    tab: Open, started: Any, tmp_path: Path, locale: str, said: str
+) -> None:
+    metadata = model_files.read(Path(XLMR))
+    digest = calibrations.model_digest(metadata, resolve_file(metadata, ScoringSettings()).require())
+    section = calibrations.section("tiny", replace(CALIBRATION, model=digest))
+    config = tmp_path / "rerankd.toml"
+    config.write_text(f'[models.tiny]\nref = "{XLMR}"\n\n{section}\n')
+    shown = tab(started("--config", str(config)).url, locale=locale)
+    page = shown.open("status")
+    card = page.get_by_role("article", name="tiny")
+    expect(card).to_contain_text(said)
+    assert card.get_by_role("img").locator("circle").count() == len(CALIBRATION.reliability)
+    expect(card).to_contain_text("sigmoid((raw + 1.5) / 2)")
+    assert locale == "en-US" or "mine 上校准" in card.inner_text()
+    assert accessibility_faults(page) == []
+    shown.picture(PICTURES, f"calibrated-{locale}")
 
 
 def test_status_after_the_engine_was_killed(tab: Open, url: str) -> None:

@@ -118,10 +118,11 @@ async def _scored(
 
 def _section(settings: config.Settings, prepared: Model) -> tuple[str, str]:
     """The name of the model's section, and the lines that begin it if the settings file has none."""
+    from rerankd.recipes.resolution import section_name
+
     named = next((name for name in settings.models if settings.of(name).ref == prepared.wanted.ref), None)
     head = prepared.resolution.header(prepared.wanted.ref)
-    name = named or head[0].removeprefix("[models.").removesuffix("]")
-    return name, "\n".join(head)
+    return named or section_name(prepared.wanted.ref), "\n".join(head)
 
 
 def _write_section(config_file: Path | None, name: str, lines: str, section: str) -> None:

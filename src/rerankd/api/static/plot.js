@@ -47,15 +47,14 @@ function figure(title, said, most, unit, seconds, drawn) {
 
 /** The reliability of calibrated scores: a circle for each bin of [score, share of relevant documents, documents]. */
 export function reliability(calibration) {
-  const { reliability: bins, log_loss, collection, fitted, queries, relevant, irrelevant } = calibration;
+  const { reliability: bins, log_loss } = calibration;
   const most = Math.max(...bins.map(([, , count]) => count));
   const circle = ([score, share, count]) => svg("circle", { class: "bin", cx: score * 100, cy: 100 - share * 100, r: Math.max(6 * Math.sqrt(count / most), 1.5) });
   const losses = log_loss.map((value) => value.toFixed(3)).join(" → ");
   const said = t("log loss {losses}", { losses });
   const title = t("Reliability: score (across) and share of relevant documents (up)");
   const picture = svg("svg", { viewBox: "-7 -7 114 114", role: "img", "aria-label": `${title}. ${said}` }, svg("path", { class: "frame", d: "M0 0V100H100" }), svg("path", { class: "ideal", d: "M0 100L100 0" }), ...bins.map(circle));
-  const on = t("calibrated on {collection}, {date}: {pairs} pairs of {queries} queries, {relevant} relevant", { collection, date: fitted, pairs: format(relevant + irrelevant), queries: format(queries), relevant: format(relevant) });
-  return el("figure", { class: "reliability" }, picture, el("figcaption", { class: "small muted" }, el("strong", {}, said), el("span", {}, on), el("span", {}, title)));
+  return el("figure", { class: "reliability" }, picture, el("figcaption", { class: "small muted" }, el("strong", {}, said), el("span", {}, title)));
 }
 
 export const format = (value) => new Intl.NumberFormat(language, { maximumFractionDigits: value < 10 ? 1 : 0 }).format(value);
