@@ -164,6 +164,15 @@ def test_code_in_the_current_folder_is_not_run(tmp_path: Path, engine: str) -> N
     assert "foreign" not in "".join(path.read_text() for path in (tmp_path / "logs").iterdir())
 
 
+def test_a_package_that_can_not_be_imported_ends_the_start(tmp_path: Path) -> None:
+    """The web server is imported by a thread, for which the start waits."""
+    (tmp_path / "fastapi").mkdir()
+    (tmp_path / "fastapi" / "__init__.py").write_text("raise ImportError('it is broken')\n")
+    env = environment(tmp_path, PYTHONPATH=str(tmp_path))
+    done = run("serve", XLMR, "--port", "0", home=tmp_path, env=env)
+    assert done.returncode != 0 and "it is broken" in done.stderr
+
+
 def test_every_child_python_ignores_modules_in_the_current_folder() -> None:
     """`python -m` and `python -c` search the current folder first, unless -P or -I is given."""
     found = 0

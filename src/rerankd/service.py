@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from rerankd import config, keys
+from rerankd import config, keys, tracing
 from rerankd.backends.base import Engine
 from rerankd.config import Settings
 from rerankd.config.cascade import Cascade
@@ -173,6 +173,7 @@ class Reranker:
         result = answered(request, planned, outcomes, name, time.perf_counter() - started)
         texts = sum(len(outcome.scored.texts.texts) for outcome in outcomes)
         self.metrics.answered(len(request.documents), texts, result)
+        tracing.count(documents=len(request.documents), tokens=result.tokens, cached=result.cached)
         return result
 
     async def _planned(self, request: RerankRequest, cascade: Cascade | None) -> list[ModelStage]:

@@ -8,6 +8,7 @@ app.include_router(rerankd.router)
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
@@ -21,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Mount
 
 from rerankd import __version__
-from rerankd.api import page
+from rerankd.api import page, traces
 from rerankd.api.dialects import ollama
 from rerankd.api.dialects.table import hint
 from rerankd.api.origin import Gate
@@ -73,15 +74,20 @@ def create_app(settings: Settings | None = None, *, reranker: Reranker | None = 
     settings file. Raises ConfigError.
     """
     settings = settings or (reranker.settings if reranker is not None else from_machine())
+    sender = traces.from_environment(os.environ)
+    inner = sender.lifespan if sender is not None else None
     app = FastAPI(
         title="rerankd",
         version=__version__,
         description="Serves reranker models on your own machine, with scores you can trust.",
-        lifespan=None if reranker is not None else lifespan(settings),
+        lifespan=inner if reranker is not None else lifespan(settings, inner),
         # FastAPI's pages load scripts from other hosts; rerankd's own page has the reference at /docs.
         docs_url=None,
         redoc_url=None,
+        # FastAPI 0.16x can make spans and logs of its own, with texts of errors; rerankd's are in traces.py.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
+    app.state.rerankd_traces = sender
     if reranker is not None:
         app.state.rerankd = reranker
     if settings.api_prefix:

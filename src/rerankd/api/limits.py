@@ -17,6 +17,7 @@ from typing import Any
 from fastapi import Request, Response
 from starlette.types import Message, Receive, Scope, Send
 
+from rerankd.api import traces
 from rerankd.api.auth import key_of
 from rerankd.api.client import identify
 from rerankd.api.disconnect import discard, unless_disconnected
@@ -72,7 +73,8 @@ def guard(answer: Answer) -> Answer:
         inner.state.key = key.name if key else ""
         inner.state.client = client
         try:
-            response = await unless_disconnected(answer(inner), body.wait_disconnected())
+            with traces.collected(request) as trace:
+                response = await unless_disconnected(answer(inner), body.wait_disconnected())
         finally:
             body.release()
         if body.is_begun and not body.is_read:
@@ -89,6 +91,7 @@ def guard(answer: Answer) -> Answer:
                 model=getattr(inner.state, "model", ""),
                 key=inner.state.key,
             )
+            traces.send(trace, inner, response)
         return body.counted(response)
 
     return guarded

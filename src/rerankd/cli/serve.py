@@ -130,10 +130,12 @@ async def _server(reranker: Reranker, listening: Callable[[], None]) -> Server:
     imported = asyncio.Event()
 
     def import_web() -> None:
-        import_module("rerankd.api.app")
-        import_module("rerankd.api.server")
-        with contextlib.suppress(RuntimeError):  # the loop has been closed
-            loop.call_soon_threadsafe(imported.set)
+        try:
+            import_module("rerankd.api.app")
+            import_module("rerankd.api.server")
+        finally:  # a package that can't be imported raises below, too
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
+                loop.call_soon_threadsafe(imported.set)
 
     # A daemon thread, so that a failed start does not wait for it.
     threading.Thread(target=import_web, daemon=True).start()

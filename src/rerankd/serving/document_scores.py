@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rerankd import tracing
 from rerankd.content import Content
 from rerankd.domain import RerankRequest
 from rerankd.errors import TextsRefused
@@ -141,7 +142,8 @@ async def score_documents(
     try:
         async with asyncio.timeout(budget.left_s if budget else None):
             reader = await served.reader()
-            prepared = await reader.prepare(request.query, request.instruction, how)
+            with tracing.step("tokenize query"):
+                prepared = await reader.prepare(request.query, request.instruction, how)
     except TimeoutError:
         return nothing_scored(texts)
     has_blocks = served.engine.capabilities.scope == "block"
@@ -163,9 +165,10 @@ async def score_documents(
             continue
         try:
             async with asyncio.timeout(budget.left_s if budget else None):
-                readable, reading, refused = await _read(
-                    reader, request, prepared, texts, portion, how, served.settings.max_image_pixels
-                )
+                with tracing.step("tokenize documents"):
+                    readable, reading, refused = await _read(
+                        reader, request, prepared, texts, portion, how, served.settings.max_image_pixels
+                    )
         except TimeoutError:
             outcome.unscored += portion
             continue

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 
+from rerankd import tracing
 from rerankd.errors import DoesNotFit, EngineUnavailable, RerankdError
 from rerankd.memory import MEMORY, Bytes, Need, lacking, main_bytes
 from rerankd.process.tasks import Background
@@ -105,7 +106,8 @@ class Loader(Generic[M]):
         admission = self._admissions[user] = asyncio.get_running_loop().create_future()
         self._carry_out(self._policy.request(key, user, self._now()))
         try:
-            await admission
+            with tracing.step("load", least_s=tracing.SHORTEST_WAIT_S):
+                await admission
             if keep_alive_s is not None:
                 self.keep(key, keep_alive_s)
             yield

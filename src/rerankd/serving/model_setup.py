@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
+from rerankd import tracing
 from rerankd.errors import Overloaded, RerankdError, Stopping
 from rerankd.process.tasks import Changes
 from rerankd.progress import Progress
@@ -133,13 +134,14 @@ class ModelSetup:
         deadline = time.monotonic() + timeout_s
         self._waiting += 1
         try:
-            while (pending := self._starting(name)) is not None:
-                if self.is_closing:
-                    raise Stopping("rerankd is shutting down. Retry later.")
-                left_s = deadline - time.monotonic()
-                if left_s <= (pending.left_s() or 0.0):
-                    raise pending.refusal()
-                await self._changes.wait(min(left_s, _LOOK_S))
+            with tracing.step("load", least_s=tracing.SHORTEST_WAIT_S):
+                while (pending := self._starting(name)) is not None:
+                    if self.is_closing:
+                        raise Stopping("rerankd is shutting down. Retry later.")
+                    left_s = deadline - time.monotonic()
+                    if left_s <= (pending.left_s() or 0.0):
+                        raise pending.refusal()
+                    await self._changes.wait(min(left_s, _LOOK_S))
         finally:
             self._waiting -= 1
         return max(deadline - time.monotonic(), 0.001)

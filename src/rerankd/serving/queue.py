@@ -22,6 +22,7 @@ from rerankd.backends.base import BatchPolicy
 from rerankd.errors import EngineUnavailable, Overloaded, Stopping
 from rerankd.scoring.block_scores import Block
 from rerankd.scoring.engine_input import Input
+from rerankd.serving import queue_steps
 from rerankd.serving.admission import Client, LimitReached
 from rerankd.serving.queue_scores import Answer, Scores
 from rerankd.serving.scheduler import NextBatch, Scheduler
@@ -53,6 +54,7 @@ class QueuedRequest:
     _errors: dict[int, str] = field(default_factory=dict)
     _blocks: dict[int, Block] = field(default_factory=dict)
     _batches: set[_Batch] = field(default_factory=set)
+    _steps: queue_steps.QueueSteps | None = field(default_factory=queue_steps.current)
 
     async def score(
         self,
@@ -78,6 +80,8 @@ class QueuedRequest:
             raise queue.overloaded(full, self._client)
         loop = asyncio.get_running_loop()
         self._since = queue.now()
+        if self._steps is not None:
+            self._steps.enqueued(self._since)
         self._over = loop.create_future()
         self._inputs, self._values, self._waiting = inputs, [None] * len(inputs), set(range(len(inputs)))
         self._errors, self._unscored, self._blocks = {}, set(), {}
@@ -92,6 +96,8 @@ class QueuedRequest:
         finally:
             for timer in timers:
                 timer.cancel()
+            if self._steps is not None:
+                self._steps.finish(queue.now())
             self._release()
         return Scores(self._values, self._errors, frozenset(self._unscored), self._blocks)
 
@@ -103,6 +109,8 @@ class QueuedRequest:
     def _begin(self, at: int, batch: _Batch) -> Input:
         if self._since is not None:
             self.waited_s, self._since = self.waited_s or self._queue.now() - self._since, None
+        if self._steps is not None:
+            self._steps.begin(batch, batch.given, self._queue.now())
         self._waiting.remove(at)
         self._at_engine.add(at)
         self._batches.add(batch)
@@ -274,6 +282,8 @@ class Queue:
         self.scheduler.batch_done(batch.given, self.now(), is_scored=error is None)
         for number, (request, at) in enumerate(batch.owners):
             request._batches.discard(batch)
+            if request._steps is not None:
+                request._steps.end(batch, self.now())
             if request.is_over:
                 continue
             if error is not None:

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from rerankd import tracing
 from rerankd.content import Content
 from rerankd.embedding import EmbedRequest, TokenIds, Vectors
 from rerankd.errors import EngineError, InvalidRequest, TextsRefused
@@ -68,7 +69,9 @@ async def embed_texts(
         numbers = texts.first_documents(missing)
         how = replace(PLAIN, is_allowed=request.truncate)
         try:
-            inputs, truncated = await _read(reader, prepared, [contents[at] for at in missing], numbers, how)
+            with tracing.step("tokenize documents"):
+                wanted = [contents[at] for at in missing]
+                inputs, truncated = await _read(reader, prepared, wanted, numbers, how)
         except TextsRefused as error:
             at, why = next(iter(error.reasons.items()))
             raise EngineError(f"Text {numbers[at]} could not be embedded: {why}.") from None
@@ -81,6 +84,7 @@ async def embed_texts(
                 keys[at], vector, inputs[number].tokens, is_truncated=number in truncated
             )
     rows = [known[at] for at in texts.text_index if at is not None]
+    tracing.count(documents=len(rows), tokens=sum(one.tokens for one in rows) - cached_tokens)
     return Embedded(
         np.stack([one.vector for one in rows]),
         sum(one.tokens for one in rows),
