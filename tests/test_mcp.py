@@ -499,7 +499,8 @@ def test_a_client_that_goes_away_in_mid_call_leaves_no_process(pipes: Pipes) -> 
     assert pipes.process.stdin is not None and pipes.process.stdout is not None
     pipes.process.stdin.close()
     pipes.process.stdout.close()
-    pipes.process.wait(20)
+    assert pipes.process.wait(20) == 0
+    assert "Traceback" not in pipes.said()
     wait_until_gone(engines)
 
 
@@ -522,6 +523,23 @@ def test_lines_that_are_no_messages_are_survived(pipes: Pipes) -> None:
     while (answer := pipes.answer()).get("id") != pipes.asked:
         assert "result" not in answer
     assert answer["result"]["structuredContent"]["results"][0]["index"] == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_a_standard_output_that_can_not_be_written_is_reported(home: Path) -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "rerankd", "mcp"],
+            env=environment(home),
+            input=json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping"}) + "\n",
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert ended.returncode == 1
+    assert "can't be answered on standard output: No space left on device" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_an_engine_that_does_not_start_is_a_tool_error_and_tried_again(home: Path, free_port: str) -> None:

@@ -124,6 +124,8 @@ class Tools:
             texts = [one.passage.text for one in found]
             answer = await self._ask(asked, texts, max_chunks_per_doc=_MOST_CHUNKS)
         none = "No passage shares a word with the query. Try other words."
+        if not index.passages:
+            none = "There is no text to search: see skipped."
         return SearchAnswer(
             passages=[_passage(found[at], score) for at, score in _rows(answer)] if found else [],
             searched_files=len({one.path for one in index.passages}),
@@ -136,7 +138,7 @@ class Tools:
             ],
             model=answer.value["model"] if found else None,
             scored_by=answer.scored_by if found else None,
-            warnings=_warnings(answer) if found else [none] * bool(index.passages),
+            warnings=_warnings(answer) if found else [none],
         )
 
     async def _ask(

@@ -14,6 +14,7 @@ from mcp.server.stdio import stdio_server
 from mcp.server.transport_security import TransportSecuritySettings
 
 from rerankd.config import Settings
+from rerankd.errors import OutputFailed
 from rerankd.keys import Keys
 from rerankd.mcp_server.scorer import Scorer
 
@@ -21,7 +22,8 @@ PATH = "/mcp"
 
 
 async def serve_stdio(server: Server, scorer: Scorer) -> None:
-    """Serve one client until it closes standard input, or until SIGTERM or SIGINT."""
+    """Serve one client until it closes its end, or until SIGTERM or SIGINT. Raises OutputFailed if standard
+    output can't be written."""
     with _signals() as stopped:
         serving = asyncio.create_task(_run_stdio(server))
         waiting = asyncio.create_task(stopped.wait())
@@ -30,13 +32,29 @@ async def serve_stdio(server: Server, scorer: Scorer) -> None:
         await scorer.close()
         if not serving.done():
             os._exit(0)  # a thread reads standard input, and nothing can interrupt it
-        await serving
+        try:
+            await serving
+        except BaseExceptionGroup as failed:
+            error = _only_os_error(failed)
+            if error is None:
+                raise
+            if not isinstance(error, BrokenPipeError):  # the client has gone
+                raise OutputFailed(
+                    f"The client can't be answered on standard output: {error.strerror}."
+                ) from None
 
 
 async def _run_stdio(server: Server) -> None:
     # The SDK also keeps what others print to standard output out of the protocol.
     async with stdio_server() as (reader, writer):
         await server.run(reader, writer, server.create_initialization_options())
+
+
+def _only_os_error(failed: BaseException) -> OSError | None:
+    """Return the OSError of a group that consists of nothing else."""
+    while isinstance(failed, BaseExceptionGroup) and len(failed.exceptions) == 1:
+        failed = failed.exceptions[0]
+    return failed if isinstance(failed, OSError) else None
 
 
 async def serve_http(
