@@ -392,7 +392,7 @@ async def test_a_cancelled_search_frees_the_engine(
                 def is_shown() -> bool:
                     return line in httpx.get(f"{server.url}/metrics", trust_env=False).text
 
-                await anyio.to_thread.run_sync(until, is_shown)
+                await anyio.to_thread.run_sync(until, is_shown, 60)
 
             with scope:
                 await client.call_tool("search", {"query": "pandas"}, progress_callback=progress)
@@ -473,7 +473,7 @@ def pipes(home: Path, free_port: str) -> Iterator[Pipes]:
 def test_the_end_of_standard_input_ends_the_process_and_its_engine(pipes: Pipes) -> None:
     engines = children(pipes.process.pid)
     assert engines
-    out, said = pipes.process.communicate(timeout=20)
+    out, said = pipes.process.communicate(timeout=60)
     assert (pipes.process.returncode, out) == (0, "")
     assert "Traceback" not in said
     wait_until_gone(engines)
@@ -483,7 +483,7 @@ def test_the_end_of_standard_input_ends_the_process_and_its_engine(pipes: Pipes)
 def test_a_signal_ends_the_process_and_its_engine(pipes: Pipes, number: int) -> None:
     engines = children(pipes.process.pid)
     pipes.process.send_signal(number)
-    assert pipes.process.wait(20) == 0
+    assert pipes.process.wait(60) == 0
     wait_until_gone(engines)
 
 
@@ -499,7 +499,7 @@ def test_a_client_that_goes_away_in_mid_call_leaves_no_process(pipes: Pipes) -> 
     assert pipes.process.stdin is not None and pipes.process.stdout is not None
     pipes.process.stdin.close()
     pipes.process.stdout.close()
-    assert pipes.process.wait(20) == 0
+    assert pipes.process.wait(60) == 0
     assert "Traceback" not in pipes.said()
     wait_until_gone(engines)
 
@@ -590,7 +590,7 @@ def test_http_listens_on_this_machine_only(home: Path, free_port: str) -> None:
         assert [one for one in listening if one.endswith(f":{port}") and not one.startswith("00000000")]
         assert f"00000000:{port}" not in listening
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 # the command
