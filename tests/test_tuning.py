@@ -3,6 +3,7 @@ What trains is in test_tuning_torch.py."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import checkpoints as made
 import late
 import listwise_models
 import tuning_collection
@@ -195,10 +197,20 @@ def test_models_without_a_score_for_a_pair_are_refused(
     assert refusal is not None and reason in refusal.reason and "--teacher" in refusal.next_step
 
 
-@pytest.mark.parametrize("name", ["bert-pairs", "xlmr-head", "modernbert-head", "roberta-head", "camembert"])
+@pytest.mark.parametrize(
+    "name", ["bert-pairs", "xlmr-head", "modernbert-head", "roberta-head", "camembert", "distilbert"]
+)
 def test_encoders_with_a_head_can_be_tuned(name: str) -> None:
     metadata = model_files.read(GOLDEN / name)
     assert base_model.refusal(metadata, resolve(metadata, catalog.known(), PartialRecipe())) is None
+
+
+@pytest.mark.parametrize("name", ["BertModel", "BertForMaskedLM"])
+def test_an_encoder_without_a_head_can_be_tuned_but_not_served(name: str, tmp_path: Path) -> None:
+    metadata = model_files.read(made.copy("bert-pairs", tmp_path / "headless", architectures=[name]))
+    resolved = resolve(metadata, catalog.known(), PartialRecipe())
+    assert resolved.refusal is not None
+    assert base_model.is_headless(metadata) and base_model.refusal(metadata, resolved) is None
 
 
 def test_a_checkpoint_that_is_not_complete_is_not_resumed(tmp_path: Path) -> None:
@@ -238,6 +250,10 @@ def a_report(base: float, tuned: float, p: float) -> report.Report:
 
 def test_the_report_says_whether_it_helped() -> None:
     assert "is better than the base (+0.2000 nDCG@10, p 0.0100)" in report.text(a_report(0.5, 0.7, 0.01))
+    first = report.Row("first stage", "BM25", 0.5, 0, 0, 1.0)
+    headless = a_report(0.5, 0.7, 0.01)
+    headless = dataclasses.replace(headless, rows=[first, headless.tuned])
+    assert "is better than BM25 (+0.2000" in report.text(headless)
     assert "is worse than the base (-0.2000" in report.text(a_report(0.5, 0.3, 0.01))
     assert "No significant difference (+0.2000" in report.text(a_report(0.5, 0.7, 0.06))
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import checkpoints
 import tuning_collection
 from rerankd.config import Settings
 from rerankd.sync_reranker import SyncReranker
@@ -163,6 +164,22 @@ def test_a_model_learns_from_a_teacher_without_judgements(slow: Tuned, home: Pat
 def test_a_training_without_improvement_ends_early(home: Path, folder: Path, judged: Path) -> None:
     tuned = tune(home, judged, folder / "early", *FAST, "--epochs", "30", "--patience", "2")
     assert tuned.report["is_early"]
+
+
+def test_an_embedding_model_gets_a_head(home: Path, folder: Path, judged: Path) -> None:
+    base = checkpoints.copy("bert-pairs", folder / "embedder", architectures=["BertModel"])
+    tensors = checkpoints.read(base / "model.safetensors")
+    body = {name.removeprefix("bert."): one for name, one in tensors.items() if name.startswith("bert.")}
+    checkpoints.write(base / "model.safetensors", body)
+    checkpoints.write_modules(base, ("Transformer", "Pooling"))
+    (base / "1_Pooling").mkdir()
+    (base / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
+    tuned = tune(home, judged, folder / "headed", *FAST, base=base)
+    assert "with a new head" in tuned.said
+    assert [one["what"] for one in tuned.report["rows"]] == ["first stage", "tuned"]
+    assert tuned.report["rows"][1]["p"] < 0.05
+    again = tune(home, judged, folder / "headed-again", *FAST, base=base)
+    assert again.weights == tuned.weights, "the new head is drawn with a fixed seed"
 
 
 def test_a_base_model_that_does_not_load_is_reported_before_any_work(

@@ -27,7 +27,7 @@ def tune(
     base: Annotated[
         str,
         typer.Option(
-            help="The model to tune: a small cross-encoder from safetensors.",
+            help="The model to tune, from safetensors: a small cross-encoder, or an encoder without a head.",
             autocompletion=completion.models_here,
         ),
     ],

@@ -13,13 +13,13 @@ from rerankd.evaluation.measure import Judgements
 
 MEASURE = "nDCG@10"
 SIGNIFICANT = 0.05
-BASE, TUNED, TEACHER = "base", "tuned", "teacher"
+FIRST, BASE, TUNED, TEACHER = "first stage", "base", "tuned", "teacher"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One ranking of the held-out queries. `better` and `worse` count queries, `p` is the significance; all
-    three compare it with the base model."""
+    three compare it with the base model, or with the first stage if the base has no head to score with."""
 
     what: str
     name: str
@@ -49,14 +49,20 @@ class Report:
     served_by: str
     rows: Sequence[Row]
 
-    def row(self, what: str) -> Row:
-        return next(one for one in self.rows if one.what == what)
+    @property
+    def compared(self) -> Row:
+        """The row with which the others are compared."""
+        return next((one for one in self.rows if one.what == BASE), self.rows[0])
+
+    @property
+    def tuned(self) -> Row:
+        return next(one for one in self.rows if one.what == TUNED)
 
 
 def rows(judgements: Judgements, rankings: Mapping[tuple[str, str], Ranking], seed: int) -> list[Row]:
-    """Compare rankings, by what they are and the name, with the base model's. They have the order of the
-    report."""
-    base = next(ranking for (what, _), ranking in rankings.items() if what == BASE)
+    """Compare rankings, by what they are and the name, with the base model's, or with the first one. They
+    have the order of the report."""
+    base = next((one for (what, _), one in rankings.items() if what == BASE), next(iter(rankings.values())))
     found = []
     for (what, name), ranking in rankings.items():
         (compared,) = measure.compare(judgements, base, ranking, [MEASURE], seed)
@@ -69,17 +75,18 @@ def rows(judgements: Judgements, rankings: Mapping[tuple[str, str], Ranking], se
 
 def verdict(report: Report) -> str:
     """Whether the tuned model is better than the base, as a sentence."""
-    base, tuned = report.row(BASE), report.row(TUNED)
+    base, tuned = report.compared, report.tuned
+    other, keep = ("the base", "Keep the base model") if base.what == BASE else (base.name, "Do not use it")
     gain = tuned.ndcg - base.ndcg
     figures = f"{gain:+.4f} {MEASURE}, p {tuned.p:.4f}"
     if tuned.p >= SIGNIFICANT:
         return (
-            f"No significant difference ({figures}): these queries do not show that tuning helped. Keep the "
-            "base model, or tune with more queries."
+            f"No significant difference ({figures}): these queries do not show that the tuned model is "
+            f"better than {other}. {keep}, or tune with more queries."
         )
     if gain < 0:
-        return f"The tuned model is worse than the base ({figures}). Keep the base model."
-    return f"The tuned model is better than the base ({figures})."
+        return f"The tuned model is worse than {other} ({figures}). {keep}."
+    return f"The tuned model is better than {other} ({figures})."
 
 
 def text(report: Report) -> str:
@@ -95,11 +102,12 @@ def text(report: Report) -> str:
         lines.append("The collection has no judgements: nDCG@10 is the agreement with the teacher's order.")
     lines += ["", f"{'':{width}}  nDCG@10  better  worse        p"]
     for one in report.rows:
-        compared = "" if one.what == BASE else f"  {one.better:6}  {one.worse:5}  {one.p:7.4f}"
+        compared = "" if one == report.compared else f"  {one.better:6}  {one.worse:5}  {one.p:7.4f}"
         lines.append(f"{f'{one.what} {one.name}':{width}}   {one.ndcg:6.4f}{compared}")
     lines += [
         "",
-        "better, worse and p compare with the base model, query by query (paired randomisation test).",
+        f"better, worse and p compare with the {report.compared.what}, query by query (paired randomisation",
+        "test).",
         verdict(report),
         f"Scores served by {report.served_by} differ from the trainer's by at most "
         f"{report.served_difference:.1g} (raw).",

@@ -15,7 +15,6 @@ from typing import Protocol
 
 from rerankd import evaluation, files, locks, tuning
 from rerankd.config import Settings
-from rerankd.domain import Recipe
 from rerankd.errors import ConfigError, OutputFailed
 from rerankd.evaluation.collection import Faults, Ranking
 from rerankd.formats import model_files
@@ -69,10 +68,11 @@ class View(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Base:
-    """The base model: its folder and recipe."""
+    """The base model: its folder, the most tokens that it reads, and whether it gets a new head."""
 
     path: Path
-    recipe: Recipe
+    max_length: int
+    is_headless: bool
 
 
 def tune(settings: Settings, wanted: Wanted, faults: Faults, view: View) -> Report:
@@ -126,9 +126,10 @@ def _find_models(settings: Settings, wanted: Wanted, progress: Progress) -> _Bas
     resolved = resolve_file(metadata, settings.of(wanted.base).scoring)
     if refusal := base_model.refusal(metadata, resolved):
         raise refusal.error(f"{wanted.base} can't be tuned")
-    recipe = resolved.require(wanted.base)
-    if wanted.max_length is not None and wanted.max_length > recipe.max_length:
-        raise ConfigError(f"--max-length: {wanted.base} reads at most {recipe.max_length} tokens.")
+    recipe = resolved.recipe
+    longest = metadata.context_length if recipe is None else recipe.max_length
+    if longest and wanted.max_length is not None and wanted.max_length > longest:
+        raise ConfigError(f"--max-length: {wanted.base} reads at most {longest} tokens.")
     if wanted.teacher is not None:
         of_teacher = locate(wanted.teacher)
         if of_teacher == path:
@@ -136,7 +137,8 @@ def _find_models(settings: Settings, wanted: Wanted, progress: Progress) -> _Bas
         resolve_file(model_files.read(of_teacher), settings.of(wanted.teacher).scoring).require(
             wanted.teacher
         )
-    return _Base(path, recipe)
+    max_length = wanted.max_length or min(longest or _MOST_TOKENS, _MOST_TOKENS)
+    return _Base(path, max_length, is_headless=recipe is None)
 
 
 @contextlib.contextmanager
@@ -166,9 +168,8 @@ class _Tuning:
         self._view = view
 
     def run(self) -> Report:
-        max_length = self._wanted.max_length or min(self._base.recipe.max_length, _MOST_TOKENS)
         with self._view.progress() as progress, step(progress, "loading the base model into the trainer"):
-            loaded = training.probe(self._base.path, max_length, self._work.log)
+            loaded = training.probe(self._base.path, self._base.max_length, self._work.log)
         if not self._work.exists:
             training.check_disk(self._wanted.output.absolute(), loaded["parameters"])
         self._say(loaded)
@@ -178,7 +179,7 @@ class _Tuning:
                 labels = asyncio.run(self._label(self._wanted.teacher, progress))
         found = None if labels is None else labels.get
         examples = self._plan.examples(found)
-        self._begin(examples, found, max_length)
+        self._begin(examples, found)
         done = self._trained()
         result = asyncio.run(self._measured(done, labels, len(examples)))
         self._write(result)
@@ -186,10 +187,9 @@ class _Tuning:
 
     def _say(self, loaded: Message) -> None:
         parts, millions = self._plan.parts, loaded["parameters"] / 1e6
-        is_new = base_model.gets_new_head(self._base.recipe)
         self._view.say(
             f"{self._wanted.base}: {millions:.3g} million parameters, trained on {loaded['device']}"
-            + (", with a new head, since an embedding model has none" if is_new else "")
+            + (", with a new head, since it has none" if self._base.is_headless else "")
         )
         self._view.say(
             f"{len(parts.training)} queries for training, {len(parts.validation)} for choosing the best "
@@ -206,7 +206,7 @@ class _Tuning:
                     await label(labels, reranker, pairs, progress)
         return labels
 
-    def _begin(self, examples: list[dict[str, object]], found: Label | None, max_length: int) -> None:
+    def _begin(self, examples: list[dict[str, object]], found: Label | None) -> None:
         """Write the job, or check that the one to resume is the same."""
         data = job.lines(examples), job.lines(self._plan.validation(found))
         wanted = self._wanted
@@ -217,7 +217,7 @@ class _Tuning:
             loss="bce" if found is None else "mse",
             epochs=wanted.epochs,
             batch_size=wanted.batch_size,
-            max_length=max_length,
+            max_length=self._base.max_length,
             learning_rate=wanted.learning_rate,
             patience=wanted.patience,
             seed=_SEED,
@@ -246,12 +246,13 @@ class _Tuning:
     async def _measured(self, done: Message, labels: Labels | None, examples: int) -> Report:
         """Compare the base model, the tuned one and the teacher on the held-out queries."""
         wanted, held_out, collection = self._wanted, self._plan.held_out(), self._plan.collection
-        rankings: dict[tuple[str, str], Ranking] = {("first stage", "BM25"): held_out}
+        rankings: dict[tuple[str, str], Ranking] = {(report.FIRST, "BM25"): held_out}
         with self._view.progress() as progress:
-            base = await serving.find(self._settings, wanted.base, progress)
-            async with serving.served(self._settings, base, progress) as reranker:
-                found = await serving.ranking(reranker, collection, held_out, "base model", progress)
-                rankings[report.BASE, wanted.base] = found
+            if not self._base.is_headless:
+                base = await serving.find(self._settings, wanted.base, progress)
+                async with serving.served(self._settings, base, progress) as reranker:
+                    found = await serving.ranking(reranker, collection, held_out, "base model", progress)
+                    rankings[report.BASE, wanted.base] = found
             tuned = await serving.find(self._settings, str(self._work.model), progress)
             async with serving.served(self._settings, tuned, progress) as reranker:
                 found = await serving.ranking(reranker, collection, held_out, "tuned model", progress)

@@ -16,7 +16,7 @@ import torch
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments, losses
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState, set_seed
 
 from rerankd.evaluation import measure
 from rerankd.tuning import messages
@@ -49,6 +49,7 @@ def run(work: WorkFolder, job: Job, send: Writer) -> None:
     """Train from the last checkpoint on, if there is one, and write the result. Raises RuntimeError if the
     training diverges, and what the libraries raise."""
     stop = _Stop()
+    set_seed(job.seed)  # a new head is drawn
     model = _load(Path(job.base), job.max_length)
     examples = datasets.Dataset.from_list(list(read_lines(work.examples)))
     steps_an_epoch = math.ceil(len(examples) / job.batch_size)
