@@ -67,6 +67,11 @@ def test_some_cases_end_without_a_traceback(folder: Path) -> None:
     assert faults_of(random.Random(_SEED).sample(everything, _SOME), folder) == []
 
 
+def test_a_model_name_with_a_nul_is_refused(folder: Path) -> None:
+    """Only a settings file and a fork can hold one."""
+    assert faults_of([Case(("serve", "a\0b", "--port", "0"))], folder) == []
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_all_cases_end_without_a_traceback(folder: Path) -> None:

@@ -256,7 +256,7 @@ def name_of(folder: str) -> str:
 def display_name(model: str) -> str:
     """Return the displayed name of a model to which the user gave no name."""
     ref = parse(model)
-    if ref.kind == "path":
+    if ref.kind == "path" and "\0" not in model:  # no path has one; the model is refused by its full name
         path = model_files.place_of(Path(os.path.expanduser(model)))
         return path.stem if path.suffix.lower() == ".gguf" else path.resolve().name
     return name_of(folder_of(ref)) if ref.is_pullable else model
