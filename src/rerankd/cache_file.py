@@ -220,7 +220,7 @@ class CacheFile:
         """Write values, and mark the keys `used` as recently used. Evicts old rows first if necessary."""
         now = int(time.time())
         for rows in _batches(values):
-            self._make_room()
+            self.make_room()
             with self._transaction() as run:
                 run.executemany(
                     "INSERT OR REPLACE INTO entries (key, at, checksum, value) VALUES (?, ?, ?, ?)",
@@ -228,7 +228,7 @@ class CacheFile:
                 )
         touched = [key for key in used if key not in values]
         for start in range(0, len(touched), _MOST_ROWS):
-            self._make_room()
+            self.make_room()
             with self._transaction() as run:
                 run.executemany(
                     "UPDATE entries SET id = (SELECT max(id) + 1 FROM entries) WHERE key = ?",
@@ -250,15 +250,15 @@ class CacheFile:
         """The bound of the database alone."""
         return self._most_bytes - _RESERVE_BYTES - self.largest_value
 
-    def _make_room(self) -> None:
-        """Keep log and database within their bounds. Raises sqlite3.OperationalError if the log can't be
+    def make_room(self) -> None:
+        """Keep log and database within their bounds, evicting rows if necessary. Raises sqlite3.OperationalError if the log can't be
         shortened, because a reader holds it."""
         self._shorten_log()
         if self._used_bytes() > self._limit_bytes:
             goal = self._limit_bytes - int(self._most_bytes * _FREED)
             while self._used_bytes() > goal and self._evict():
                 self._shorten_log()
-        if _number(self._database, "page_count") * _PAGE_BYTES > self._limit_bytes:
+        while _number(self._database, "page_count") * _PAGE_BYTES > self._limit_bytes:
             # `execute` would take one step, which frees one page.
             self._database.executescript("PRAGMA incremental_vacuum(1024)")
             self._shorten_log(0)

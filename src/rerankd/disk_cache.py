@@ -179,6 +179,8 @@ class DiskCache:
                 if file is None and (time.monotonic() >= retry_at or is_last):
                     retry_at = time.monotonic() + _RETRY_S
                     file = self._opened()
+                    self._prepared.set()
+                    file.make_room()  # the bound may be smaller than before
                 if file is not None:
                     self._write(file)
             except _ERRORS as error:
