@@ -202,6 +202,7 @@ class DiskCache:
         """Set the file aside if it was found damaged."""
         if self._damaged == file.identity:
             cache_file.set_aside(self._path, file.identity)
+            self._damaged = None  # its inode may be used again
             self._warn_aside("it is damaged")
 
     def _warn_aside(self, why: str) -> None:
