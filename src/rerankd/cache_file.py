@@ -251,8 +251,8 @@ class CacheFile:
         return self._most_bytes - _RESERVE_BYTES - self.largest_value
 
     def make_room(self) -> None:
-        """Keep log and database within their bounds, evicting rows if necessary. Raises sqlite3.OperationalError if the log can't be
-        shortened, because a reader holds it."""
+        """Keep log and database within their bounds, evicting rows if necessary. Raises
+        sqlite3.OperationalError if the log can't be shortened, because a reader holds it."""
         self._shorten_log()
         if self._used_bytes() > self._limit_bytes:
             goal = self._limit_bytes - int(self._most_bytes * _FREED)
