@@ -73,6 +73,8 @@ def _provider(environ: Mapping[str, str]) -> TracerProvider:
     own = Resource({SERVICE_NAME: "rerankd", SERVICE_VERSION: __version__})
     # What the user names in OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES wins.
     resource = Resource.create().merge(own).merge(OTELResourceDetector().detect())
+    # Each try that fails is a warning; the batch that is dropped in the end is an error.
+    logging.getLogger(OTLPSpanExporter.__module__).setLevel(logging.ERROR)
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider
