@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from rerankd import config
 from rerankd.config import ScoringSettings, sections
 from rerankd.errors import CollectionError, ConfigError
-from rerankd.evaluation import calibrate, reliability_plot
+from rerankd.evaluation import calibrate, calibration_report, reliability_plot
 from rerankd.evaluation.calibrate import FOLDS, LEAST_OF_EACH, Pairs, fit, judged
 from rerankd.evaluation.calibration_fits import isotonic, platt, scores
-from rerankd.evaluation.calibration_quality import quality, threshold
+from rerankd.evaluation.calibration_quality import Threshold, quality, threshold
+from rerankd.evaluation.calibration_report import Report
 from rerankd.evaluation.collection import Collection
 from rerankd.formats import model_files
 from rerankd.normalization import MOST_KNOTS, Calibration, Normalization
@@ -381,3 +382,30 @@ def test_another_prompt_needs_another_calibration() -> None:
     own = replace(CALIBRATION, model=calibrations.model_digest(metadata, recipe))
     assert resolve_file(metadata, scoring, own).calibration == own
     assert resolve_file(metadata, scoring.model_copy(update={"query_prefix": ""}), own).calibration is None
+
+
+# the report
+
+
+def test_the_report_shows_figures_settings_and_what_to_doubt() -> None:
+    found = fit(drawn(150, -1.5, 2.0), OWN)
+    calibration = found.calibration(model="0123", collection="mine", fitted="2026-11-27")
+    section = calibrations.section("tiny", calibration)
+    report = Report("tiny", "cross_encoder", found, calibration, 0.99, None, section)
+    said = calibration_report.text(report)
+    assert f"mine: 150 pairs of 15 queries, {calibration.relevant} relevant (grade 1 or more)" in said
+    assert "Few judgements: with fewer than 120 of each kind" in said
+    assert "No score_threshold reaches a precision of 0.99" in said
+    assert section in said
+    assert f'--pooler-config \'{{"logit_mean": {calibration.logit_mean}' in said
+    assert "platt (chosen)" in said
+
+    few = Threshold(0.8, 1.0, 0.6, 1.0, 0.25, 8)
+    worse = replace(found, before=replace(found.before, log_loss=0.0))
+    said = calibration_report.text(replace(report, scoring="embedding", fit=worse, threshold=few))
+    assert "score_threshold = 0.8.\n8 of the pairs reach it; 100% of them are relevant" in said
+    assert "fewer than 30 documents: judge more" in said
+    assert "Do not add this calibration." in said
+    assert "vLLM" not in said
+    told = calibration_report.as_json(replace(report, threshold=few))
+    assert told["threshold"]["is_from_few"] is True and told["methods"].keys() == {"platt", "isotonic"}

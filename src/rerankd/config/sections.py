@@ -14,6 +14,11 @@ from typing import Any
 
 from rerankd.errors import ConfigError
 
+_NOT_ADDED = (
+    "a model that is not a section of its own, such as models = {…}, must be made one first; the new section "
+    "can't be added without changing other"
+)
+
 
 def with_section(text: str, path: tuple[str, ...], lines: str, missing: Mapping[str, str]) -> str:
     """The text of a settings file with the table at `path`, which `lines` define, in place of its former
@@ -34,9 +39,9 @@ def with_section(text: str, path: tuple[str, ...], lines: str, missing: Mapping[
         changed = kept + gap + added.replace("\n", newline)
         found = tomllib.loads(changed)
     except (tomllib.TOMLDecodeError, AttributeError, TypeError) as error:
-        raise ConfigError(f"the section can't be added without changing other lines ({error})") from None
+        raise ConfigError(f"{_NOT_ADDED} lines ({error})") from None
     if found != _merged(_removed(values, path), tomllib.loads(added)):
-        raise ConfigError("the section can't be added without changing other values")
+        raise ConfigError(f"{_NOT_ADDED} values")
     return changed
 
 
