@@ -439,6 +439,23 @@ def test_two_side_by_side(tab: Open) -> None:
 # --- connect ---
 
 
+def test_a_cascade_shows_its_stages(tab: Open, started: Any, tmp_path: Path) -> None:
+    config = tmp_path / "cascade.toml"
+    stages = '["builtin:e5", {model = "tiny", keep = 2}]'
+    config.write_text(f'[models.both]\nstages = {stages}\n[models.tiny]\nref = "{XLMR}"\n')
+    page = tab(started("--config", str(config)).url).open()
+    expect(page.locator("#model option")).to_have_text(["both", "builtin:e5", "tiny"])
+    ask_example(page)
+    expect(page.locator(".stages")).to_contain_text("builtin:e5: 5 documents in")
+    expect(page.locator(".stages")).to_contain_text("→ tiny: 2 documents in")
+    expect(page.locator(".row .tag", has_text="earlier stage")).to_have_count(3)
+    page.get_by_role("link", name="Status").click()
+    expect(page.get_by_role("article", name="both")).to_contain_text(
+        "builtin:e5 for all documents → tiny for the best 2"
+    )
+    assert accessibility_faults(page) == []
+
+
 def test_each_programs_request_is_answered(tab: Open, url: str) -> None:
     shown = tab()
     page = shown.open("connect")

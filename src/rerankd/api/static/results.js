@@ -50,6 +50,8 @@ function column({ value, response }, asked, compared) {
   const ms = (name) => Number(response.headers.get(`x-rerankd-${name}-ms`) ?? 0);
   const cut = new Set(value.meta.cut ?? []);
   const unscored = new Set(value.meta.unscored ?? []);
+  const stages = value.meta.stages ?? [];
+  const last = stages.at(-1)?.scored ?? value.results.length;
   const model = asked.model || value.model; // the request was sent before the list of models arrived
   const time = t("{n} documents in {ms} ms", { n: asked.documents.length, ms: round1(ms("total")) });
   const details = [
@@ -62,16 +64,27 @@ function column({ value, response }, asked, compared) {
     "section",
     { class: "card result", "aria-label": (compared ? `${compared}. ` : "") + t("Results of {model}", { model }) },
     el("header", {}, el("h2", {}, model), el("p", { class: "small muted timing" }, el("strong", {}, time), ` · ${details.join(" · ")}`)),
-    value.meta.warnings?.length ? el("ul", { class: "notes" }, value.meta.warnings.map((text) => el("li", {}, shown(text)))) : null,
-    el("ol", { class: "rows" }, value.results.map((row, at) => line(row, at, asked, { cut, unscored, isCompared: Boolean(compared) }))),
+    stages.length ? el("p", { class: "small muted stages" }, stages.map(stageText).join(" → ")) : null,
+    value.meta.warnings?.length ? el("ul", { class: "notes" }, value.meta.warnings.map((text) => el("li", {}, warning(text, stages)))) : null,
+    el("ol", { class: "rows" }, value.results.map((row, at) => line(row, at, asked, { cut, unscored, isEarlier: at >= last && last > 0, isCompared: Boolean(compared) }))),
   );
 }
 
-function line(row, at, asked, { cut, unscored, isCompared }) {
+/** A stage of a cascade: its model, the documents that it scored, and its time. */
+const stageText = ({ model, scored, skipped, ms }) => `${model}: ${t("{n} documents in {ms} ms", { n: scored, ms: round1(ms) })}${skipped ? `, ${t("{n} skipped", { n: skipped })}` : ""}`;
+
+/** A cascade's warning begins with the model of the stage. */
+function warning(text, stages) {
+  const prefix = stages.map(({ model }) => `${model}: `).find((one) => text.startsWith(one)) ?? "";
+  return prefix + shown(text.slice(prefix.length));
+}
+
+function line(row, at, asked, { cut, unscored, isEarlier, isCompared }) {
   const score = row.relevance_score;
   const isScored = !unscored.has(row.index);
   const tags = [
     cut.has(row.index) ? tag(t("truncated"), t("Too long: the model read only the beginning")) : null,
+    isEarlier && isScored ? tag(t("earlier stage"), t("The last stage did not score it, so its score is limited by those above")) : null,
     isScored ? null : tag(t("not scored"), t("The time budget or the document limit of the request was reached first")),
   ];
   const bar = el("span", { class: "fill" });

@@ -20,7 +20,7 @@ export function start(page) {
 let isAdmin = false;
 
 export function update(status) {
-  const { models, unavailable, recent } = status;
+  const { models, cascades, unavailable, recent } = status;
   const all = models.length + unavailable.length;
   const total = (value) => models.reduce((sum, model) => sum + value(model), 0);
   const well = models.filter((model) => ["ready", "unloaded"].includes(model.state)).length;
@@ -49,7 +49,7 @@ export function update(status) {
     if (!shown.has(model.id)) shown.set(model.id, card(model.id));
     shown.get(model.id).show(model, status.admin);
   }
-  $("unavailable").replaceChildren(...unavailable.map(pending));
+  $("unavailable").replaceChildren(...unavailable.map(pending), ...cascades.map(cascade));
   const cards = models.map((model) => shown.get(model.id).element);
   if ([...$("models").children].some((child, at) => child !== cards[at]) || cards.length !== $("models").children.length) $("models").replaceChildren(...cards);
 }
@@ -71,6 +71,19 @@ function pending(model) {
     el("header", {}, el("h3", {}, model.id), el("span", { class: `pill ${model.state}` }, t(model.state))),
     model.error ? el("p", { class: "wrong" }, inWords(model.error, "model_refused")) : el("p", { class: "muted" }, inWords(model.doing) || t("Please wait …")),
     model.state === "refused" ? el("p", { class: "small muted" }, again || t("Reload rerankd to retry.")) : "",
+  );
+}
+
+/** The card of a cascade: its stages, or why it can't answer. */
+function cascade({ id, aliases, stages, error }) {
+  const words = stages.map(({ model, keep }) => (keep ? t("{model} for the best {n}", { model, n: keep }) : t("{model} for all documents", { model })));
+  return el(
+    "article",
+    { class: "card model", "aria-label": id },
+    el("header", {}, el("h3", {}, id), el("span", { class: "pill" }, t("cascade"))),
+    aliases.length ? el("p", { class: "small muted" }, t("aliases: {names}", { names: aliases.join(", ") })) : "",
+    el("p", { class: "why" }, words.join(" → ")),
+    error ? el("p", { class: "wrong" }, inWords(error, "model_refused")) : "",
   );
 }
 
