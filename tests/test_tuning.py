@@ -274,6 +274,9 @@ def test_the_command_refuses_what_it_can_not_do(home: Path, tmp_path: Path) -> N
     assert "60 different judged queries, but 200 are needed" in refused(home, small, out, *base)
     assert "exists already" in refused(home, good, small, *base)
     assert "does not exist" in refused(home, good, tmp_path / "no" / "out", *base)
+    for name in ("", "/"):
+        done = rerankd("tune", str(good), "--output", name, *base, home=home)
+        assert done.returncode == 2 and "exists already" in done.stderr
     assert "reads at most 128 tokens" in refused(home, good, out, *base, "--max-length", "500")
     assert "the same model as --base" in refused(home, good, out, *base, "--teacher", f"{BASE}/../bert-pairs")
     gguf = GOLDEN / "xlmr-head.gguf"

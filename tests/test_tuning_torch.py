@@ -182,6 +182,16 @@ def test_an_embedding_model_gets_a_head(home: Path, folder: Path, judged: Path) 
     assert again.weights == tuned.weights, "the new head is drawn with a fixed seed"
 
 
+def test_a_base_model_that_the_trainer_does_not_know_is_reported_before_any_work(
+    home: Path, folder: Path, judged: Path
+) -> None:
+    options = ("--base", str(GOLDEN / "gte"), "--output", str(folder / "never"))
+    done = rerankd("tune", str(judged), *options, home=home)
+    assert done.returncode == 1, done.stderr
+    assert "The trainer can't load" in done.stderr and "Traceback" not in done.stderr
+    assert not (folder / "never.tuning").exists()
+
+
 def test_a_base_model_that_does_not_load_is_reported_before_any_work(
     home: Path, folder: Path, judged: Path
 ) -> None:

@@ -55,7 +55,8 @@ class Labels:
             with contextlib.suppress(ValueError):
                 key, value = line.split()
                 self._known[key] = float(value)
-        self._file.truncate(whole)  # a line that was being written at a crash
+        if self._file.tell() > whole:
+            self._file.truncate(whole)  # a line that was being written at a crash
         return self
 
     def __exit__(self, *_: object) -> None:

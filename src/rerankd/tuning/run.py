@@ -81,8 +81,7 @@ def tune(settings: Settings, wanted: Wanted, faults: Faults, view: View) -> Repo
     Raises ConfigError, CollectionError, MissingExtra, TuningFailed, Stopped, Unscorable for a model that
     can't be tuned, and the errors of the models' files and engines.
     """
-    work = WorkFolder.beside(wanted.output)
-    _check_output(wanted, work)
+    work = _work_folder(wanted)
     with view.progress() as progress:
         base = _find_models(settings, wanted, progress)
         evaluation.check_installed()
@@ -100,17 +99,20 @@ def tune(settings: Settings, wanted: Wanted, faults: Faults, view: View) -> Repo
         return _Tuning(settings, wanted, base, planned, work, view).run()
 
 
-def _check_output(wanted: Wanted, work: WorkFolder) -> None:
+def _work_folder(wanted: Wanted) -> WorkFolder:
+    """The work folder of the output, which must not exist. Raises ConfigError."""
     output = wanted.output
     if output.exists():
         raise ConfigError(f"--output: {output} exists already. Name a new folder.")
     if not output.absolute().parent.is_dir():
         raise ConfigError(f"--output: the folder {output.absolute().parent} does not exist.")
+    work = WorkFolder.beside(output)
     if work.exists and not wanted.resume:
         raise ConfigError(
             f"{work.path} has an unfinished tuning. Repeat the command with --resume to go on with it, or "
             "delete that folder."
         )
+    return work
 
 
 def _find_models(settings: Settings, wanted: Wanted, progress: Progress) -> _Base:
@@ -145,13 +147,16 @@ def _find_models(settings: Settings, wanted: Wanted, progress: Progress) -> _Bas
 def _held(work: WorkFolder) -> Iterator[None]:
     """Hold the work folder, and remove it unless it has a job to resume."""
     work.path.mkdir(exist_ok=True)
-    try:
-        with locks.held(work.path / ".lock"):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locks.held(work.path / ".lock"))
+        except BlockingIOError:
+            raise ConfigError(f"Another rerankd tune works in {work.path}.") from None
+        try:
             yield
-    except BlockingIOError:
-        raise ConfigError(f"Another rerankd tune works in {work.path}.") from None
-    if not work.exists:
-        shutil.rmtree(work.path, ignore_errors=True)
+        finally:
+            if not work.exists:
+                shutil.rmtree(work.path, ignore_errors=True)
 
 
 class _Tuning:
@@ -175,8 +180,12 @@ class _Tuning:
         self._say(loaded)
         labels = None
         if self._wanted.teacher is not None:
-            with self._view.progress() as progress:
-                labels = asyncio.run(self._label(self._wanted.teacher, progress))
+            try:
+                with self._view.progress() as progress:
+                    labels = asyncio.run(self._label(self._wanted.teacher, progress))
+            except KeyboardInterrupt:
+                self._view.say("The teacher's scores so far are kept. Repeat the command to go on.")
+                raise
         found = None if labels is None else labels.get
         examples = self._plan.examples(found)
         self._begin(examples, found)
