@@ -1,12 +1,12 @@
 """Compare causal-LM scoring with llama-server's own /v1/rerank, on the same model shape.
 
     python bench/causal_lm.py [--folder FOLDER] [--documents 16] [--words 50] [--rounds 5]
-        [--slots 4] [--llama-server PATH] [--openvino f32 bf16] [--weights full] [--threads 1]
+        [--slots 4] [--llama-server PATH] [--openvino f32 bf16] [--int8] [--weights full] [--threads 1]
 
-All run Qwen3-Reranker-0.6B's shape in Q8_0 with random weights: /v1/rerank a file with a rank head, which
-it requires, and rerankd a file without one. rerankd runs as a service, once on the bundled llama.cpp and
-once on OpenVINO in each precision. All answer over HTTP. They alternate; each round uses a new query, and
-then the same query with other documents. Prints the best rates and the ratios.
+All run Qwen3-Reranker-0.6B's shape in Q8_0 with random weights: /v1/rerank a file with a rank head, which it
+requires, and rerankd a file without one. rerankd runs as a service, once on the bundled llama.cpp and once on
+OpenVINO in each precision, with --int8 also on ONNX Runtime. All answer over HTTP. They alternate; each round
+uses a new query, and then the same query with other documents. Prints the best rates and the ratios.
 
 The vocabulary of the golden models is small and needs about two tokens a word. So 50 of its words stand for
 100 English words in Qwen's own vocabulary: about 190 tokens a pair, 91 of them the prompt without the
@@ -138,6 +138,8 @@ async def main(options: argparse.Namespace) -> None:
     for precision in options.openvino:
         more = {"engine": "openvino", "precision": precision, "weights": options.weights}
         services[f"rerankd, OpenVINO {precision}"] = more
+    if options.int8:
+        services["rerankd, ONNX Runtime int8"] = {"precision": "int8"}
     took: dict[str, list[float]] = {"llama.cpp /v1/rerank": []} | {name: [] for name in services}
     computed: dict[str, list[float]] = {name: [] for name in took}
     again: dict[str, list[float]] = {name: [] for name in took}
@@ -167,7 +169,7 @@ async def main(options: argparse.Namespace) -> None:
                 for name, work in works.items():
                     seconds, of_cpu, result = await timed(pids[name], work)
                     kind = "same query" if is_again else "new query"
-                    print(f"{kind:10} {name:24} {seconds:6.2f} s, {of_cpu:6.2f} s of CPU", flush=True)
+                    print(f"{kind:10} {name:26} {seconds:6.2f} s, {of_cpu:6.2f} s of CPU", flush=True)
                     if at and is_again:
                         again[name].append(of_cpu)
                     elif at:
@@ -177,7 +179,7 @@ async def main(options: argparse.Namespace) -> None:
                         raws[name] = result
                 print({name: [round(value, 3) for value in values[:3]] for name, values in raws.items()})
         for name, pid in pids.items():
-            print(f"{name:24} MiB of its processes: {rss_mib(pid)}")
+            print(f"{name:26} MiB of its processes: {rss_mib(pid)}")
         await client.close()
         await child.stop(5)
     report(options.documents, took, computed, again)
@@ -208,13 +210,13 @@ def report(
             ]
             shown = [f"{statistics.median(one):5.2f} ({min(one):.2f} to {max(one):.2f})" for one in ratios]
             print(
-                f"{name:24} {base} takes {shown[0]} times as long, {shown[1]} of CPU, "
+                f"{name:26} {base} takes {shown[0]} times as long, {shown[1]} of CPU, "
                 f"{shown[2]} of CPU for a query again"
             )
     for name in took:
         rates = [documents / min(of[name]) for of in (took, computed, again)]
         print(
-            f"{name:24} best {rates[0]:.2f} pairs/s; {rates[1]:.2f} pairs for each second of CPU time, "
+            f"{name:26} best {rates[0]:.2f} pairs/s; {rates[1]:.2f} pairs for each second of CPU time, "
             f"{rates[2]:.2f} for a query again"
         )
 
@@ -235,5 +237,6 @@ if __name__ == "__main__":
     )
     precisions = ("f32", "bf16")
     parser.add_argument("--openvino", nargs="*", choices=precisions, default=precisions, help="precisions")
+    parser.add_argument("--int8", action="store_true", help="ONNX Runtime, too: rerankd[onnx]")
     parser.add_argument("--weights", choices=("full", "compressed"), default="full")
     asyncio.run(main(parser.parse_args()))

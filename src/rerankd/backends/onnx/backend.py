@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 _ARCHITECTURES = ("bert",)
 _CAUSAL_ARCHITECTURES = (*supported.GEMMA, "llama", "qwen2", "qwen3")
 _POOLINGS = ("rank", "mean", "cls")
+# The worker's own threads prepare matrices; numpy's would wait for each other.
+_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}
 _FLOAT32 = Step("float32", "float32 arithmetic")
 # Besides the file, the worker holds the matrices of the blocks in a byte per weight, as much again while it
 # prepares them and while it computes, and the prefixes of queries.
@@ -133,7 +135,7 @@ class OnnxBackend(Unrated):
         if spec.recipe.method == "causal_lm":
             assert spec.metadata is not None
             argv += ["--labels", *map(str, spec.metadata.token_ids(spec.recipe.labels))]
-        return Launch(argv, WorkerEngine)
+        return Launch(argv, WorkerEngine, _ENVIRONMENT)
 
     def reference(self, spec: EngineSpec, running: Offer) -> OnnxOffer | None:
         return None

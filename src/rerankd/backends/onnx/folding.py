@@ -22,7 +22,7 @@ def reading(matrix: Floats, gain: Floats, rotation: Rotation) -> Floats:
 
 def adding(matrix: Floats, rotation: Rotation | None) -> Floats:
     """A matrix [rows, columns] whose products are added to the states; rotated states, unless None."""
-    return matrix if rotation is None else rotation.turned(matrix.T).T
+    return matrix if rotation is None else rotation.turned_rows(matrix)
 
 
 def values(matrix: Floats, head_size: int) -> Floats:

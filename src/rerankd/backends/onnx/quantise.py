@@ -28,8 +28,9 @@ class Int8(NamedTuple):
 def int8(matrix: Floats) -> Int8:
     """Round a matrix [rows, columns] with an even number of columns to the nearest numbers."""
     scales = pair_scales(matrix)
-    rounded = np.rint(matrix / scales[:, None])
-    return Int8(np.ascontiguousarray(rounded.astype(np.int8).T), scales)
+    scaled = matrix / scales[:, None]
+    rounded = np.rint(scaled, out=scaled).astype(np.int8)
+    return Int8(np.ascontiguousarray(rounded.T), scales)
 
 
 def pair_scales(matrix: Floats) -> Floats:

@@ -63,3 +63,11 @@ class Rotation:
         if self.first > 1:
             found = first.T @ found
         return found.reshape(vectors.shape)
+
+    def turned_rows(self, matrix: Floats) -> Floats:
+        """Return Rᵀ · W for a rotation of all coordinates and a matrix W [size, columns]."""
+        first, second = self.matrices
+        columns = matrix.shape[1]
+        found = second.T @ matrix.reshape(self.first, self.second, columns)
+        turned: Floats = first.T @ found.reshape(self.first, self.second * columns)
+        return turned.reshape(matrix.shape)
