@@ -112,8 +112,7 @@ def _cells(path: Path, folder: Path) -> list[str]:
         return _refused(resolved.outcome.reason)
     spec = backend_offers.spec("model", path, metadata, resolved, wanted, "")
     answers = [backend.offer(spec, options_of(backend), _survey(backend)) for backend in BACKENDS]
-    refusals = [one.reason for one in answers if isinstance(one, Refusal)]
-    reasons = "; ".join(dict.fromkeys(one.removeprefix("precision = int8 is set, but ") for one in refusals))
+    reasons = "; ".join(dict.fromkeys(one.reason for one in answers if isinstance(one, Refusal)))
     return [*("served" if isinstance(one, Offer) else "-" for one in answers), reasons]
 
 

@@ -22,7 +22,7 @@ from test_refusals import SPECS
 import checkpoints
 from rerankd.backends import select
 from rerankd.backends.onnx import __main__ as program
-from rerankd.backends.onnx import exact_sums, folding, quantise
+from rerankd.backends.onnx import checks, exact_sums, folding, quantise
 from rerankd.backends.onnx.backend import OnnxBackend
 from rerankd.backends.onnx.causal import CausalModel
 from rerankd.backends.onnx.encoder import Encoder
@@ -292,9 +292,11 @@ def test_int8_is_refused_with_what_is_missing(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ConfigError) as raised:
         select.choose("auto", answers("modernbert-head.gguf", precision="int8"))
     assert str(raised.value) == (
-        "ONNX Runtime can't run this model: precision = int8 is set, but the ONNX Runtime backend does not "
-        "support the architecture modern-bert. Leave precision at auto."
+        "ONNX Runtime can't run this model: the ONNX Runtime backend does not support the architecture "
+        "modern-bert. Leave precision at auto."
     )
+    (unasked,) = [one for backend, one in answers("modernbert-head.gguf") if backend.name == "onnx"]
+    assert isinstance(unasked, Refusal) and unasked.is_minor and not unasked.next_step
     monkeypatch.setattr(OnnxBackend, "survey", lambda *_: False)
     with pytest.raises(ConfigError, match=r"not installed. Install it: pip install 'rerankd\[onnx\]'"):
         select.choose("auto", answers("qwen3-headless.gguf", precision="int8"))
@@ -307,6 +309,13 @@ def test_listwise_models_and_late_interaction_are_refused() -> None:
         spec = replace(spec, recipe=replace(spec.recipe, method=method))
         found = backend.offer(spec, OnnxOptions(precision="int8"), True)
         assert isinstance(found, Refusal) and method in found.reason
+
+
+def test_doctor_says_what_int8_would_be_on_this_cpu() -> None:
+    installed, missing = checks.package("1.32.0", ["avx2", "avx_vnni"]), checks.package("", ["avx512_bf16"])
+    assert "no bf16, int8 is the fastest" in installed.says and 'precision = "int8"' in installed.step
+    assert "not installed; this CPU has bf16" in missing.says and "rerankd[onnx]" in missing.step
+    assert "not been measured" in checks.package("1.32.0", ["asimd"]).says
 
 
 def test_the_setting_is_read() -> None:

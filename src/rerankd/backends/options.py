@@ -83,8 +83,8 @@ class PrecisionOptions(Options):
         description="precision of the arithmetic; auto: OpenVINO uses bf16 if it is faster on this CPU and "
         "keeps the order of documents; PyTorch uses float32 on a CPU and half precision on a GPU (bf16 where "
         "the card has it), or float8 with fp8; llama.cpp on a GPU rounds keys and values to F16, with f32 it "
-        "does not. int8: ONNX Runtime computes products in 8 bits, the fastest on a CPU without bf16; scores "
-        "change a little (pip install 'rerankd[onnx]')",
+        "does not. int8: ONNX Runtime computes products in 8 bits, fast on every CPU; scores change "
+        "a little (pip install 'rerankd[onnx]')",
     )
     weights: Literal["full", "compressed"] = per_model(
         "full",

@@ -82,12 +82,16 @@ class OnnxBackend(Unrated):
         return ()
 
     def offer(self, spec: EngineSpec, options: OnnxOptions, survey: bool) -> OnnxOffer | Refusal:
-        gain = checks.gain(machine.instructions())
-        if options.precision != "int8":
-            step = f'{gain}: to try it, set precision = "int8"'
+        gain, is_asked = checks.gain(machine.instructions()), options.precision == "int8"
+        if why := _obstacle(spec.recipe, spec.metadata):
+            return Refusal(why, "leave precision at auto" if is_asked else "", is_minor=not is_asked)
+        if not survey:
+            step = f"install it: {checks.INSTALL}"
+            reason = "int8 needs ONNX Runtime, which is not installed"
+            return Refusal(reason, step if is_asked else f"{gain}; {step}", is_minor=not is_asked)
+        if not is_asked:
+            step = f'{gain}; to try it, set precision = "int8"'
             return Refusal("it computes in int8, which a user must choose", step, is_minor=True)
-        if refusal := refused(spec.recipe, spec.metadata, is_installed=survey):
-            return refusal
         assert spec.metadata is not None
         is_causal = spec.recipe.method == "causal_lm"
         held = spec.metadata.block_weights * _A_WEIGHT + _PREFIXES * is_causal
@@ -159,20 +163,11 @@ def version() -> str:
     return ""
 
 
-def refused(recipe: Recipe, metadata: ModelMetadata | None, *, is_installed: bool) -> Refusal | None:
-    """Return why the worker can't run a model, or None."""
-    why = _obstacle(recipe, metadata) if metadata is not None else "the metadata of its files is unknown"
-    if why:
-        return Refusal(f"precision = int8 is set, but {why}", "leave precision at auto")
-    if not is_installed:
-        return Refusal(
-            "precision = int8 needs ONNX Runtime, which is not installed", f"install it: {checks.INSTALL}"
-        )
-    return None
-
-
-def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
+def _obstacle(recipe: Recipe, metadata: ModelMetadata | None) -> str:
+    """Return why the worker can't run a model, as a clause; "" if it can."""
     title = OnnxBackend.title
+    if metadata is None:
+        return "the metadata of its files is unknown"
     if recipe.method in ("listwise", "late_interaction"):
         return f"the {title} backend does not support the method {recipe.method}"
     return supported.obstacle(
