@@ -3,7 +3,7 @@
     python bench/disk_cache.py              scores: hits, misses with and without it, a start with 1M rows
     python bench/disk_cache.py --vectors    late interaction: 1,000 known documents after a restart
 
-Scores: 100 documents of 5 words for the built-in model, whose score cache in memory is off, so that each hit
+Scores: 100 documents for the built-in model, whose score cache in memory is off, so that each hit
 is read from disk. The two sides of a comparison take turns. Prints medians.
 """
 
@@ -85,7 +85,7 @@ def looked_up_ms(path: Path, source: random.Random) -> float:
         disk.close()
 
 
-def scores(folder: Path, rounds: int) -> None:
+def scores(folder: Path, words: int, rounds: int) -> None:
     source = random.Random(1)
     home = folder / "home"
     common = {"model": "builtin:e5", "cache_entries": 0}
@@ -96,7 +96,7 @@ def scores(folder: Path, rounds: int) -> None:
         full.write({source.randbytes(16): source.randbytes(13) for _ in range(10_000)})
     full.close()
     print(f"a look-up of {DOCUMENTS} scores that are not in the file: {looked_up_ms(path, source):.2f} ms")
-    known = [text(5, source) for _ in range(DOCUMENTS)]
+    known = [text(words, source) for _ in range(DOCUMENTS)]
     with served(home, **common) as without, served(home, **common, cache_path=path.parent) as with_disk:
         took_ms(with_disk, "known", known)
         time.sleep(1)  # until it is written
@@ -104,7 +104,7 @@ def scores(folder: Path, rounds: int) -> None:
         off, on, hits = [], [], []
         sides = [(without, off), (with_disk, on)]
         for _ in range(rounds):
-            new = [text(5, source) for _ in range(DOCUMENTS)]
+            new = [text(words, source) for _ in range(DOCUMENTS)]
             sides.reverse()
             for client, times in sides:
                 times.append(took_ms(client, text(6, source), new))
@@ -128,14 +128,15 @@ def scores(folder: Path, rounds: int) -> None:
         print(f"start until ready {name}: {statistics.median(times):.2f} s")
 
 
-def vectors(folder: Path) -> None:
+def vectors(folder: Path, words: int) -> None:
     source = random.Random(1)
     model = made("bert", folder / "bert")
-    documents = [text(50, source) for _ in range(1000)]
+    documents = [text(words, source) for _ in range(1000)]
     settings = {"model": model, "cache_path": folder / "cache", "request_timeout_s": 600}
     for what in ("not known", "after a restart"):
         with served(folder / "home", **settings) as client:
-            print(f"1,000 documents, {what}: {took_ms(client, text(6, source), documents):,.0f} ms")
+            first = took_ms(client, text(6, source), documents)
+            print(f"1,000 documents of {words} words, {what}: {first:,.0f} ms")
             again = statistics.median(took_ms(client, text(6, source), documents) for _ in range(3))
             print(f"  then, from memory, another query: {again:,.0f} ms")
             time.sleep(1)
@@ -147,12 +148,13 @@ def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__)
     flags.add_argument("--vectors", action="store_true")
     flags.add_argument("--rounds", type=int, default=30)
+    flags.add_argument("--words", type=int, default=50, help="words of a document")
     options = flags.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if options.vectors:
-            vectors(Path(folder))
+            vectors(Path(folder), options.words)
         else:
-            scores(Path(folder), options.rounds)
+            scores(Path(folder), options.words, options.rounds)
 
 
 if __name__ == "__main__":
