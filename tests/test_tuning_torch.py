@@ -18,16 +18,30 @@ import checkpoints
 import tuning_collection
 from rerankd.config import Settings
 from rerankd.sync_reranker import SyncReranker
-from support import GOLDEN, environment, rerankd
+from support import GOLDEN, environment
 
 for _name in ("torch", "sentence_transformers", "accelerate", "datasets"):
     pytest.importorskip(_name, reason="no trainer here: make test-torch")
 
+# Each run imports PyTorch three times and starts three engines, which takes minutes on a busy machine.
+TIMEOUT_S = 600
+pytestmark = pytest.mark.timeout(4 * TIMEOUT_S)
 BASE = GOLDEN / "bert-pairs"
 # So slow a training improves over all of its steps, so the best checkpoint is a late one.
 SLOW = ("--learning-rate", "1e-4", "--epochs", "6", "--batch-size", "16", "--candidates", "8")
 FAST = ("--learning-rate", "1e-3", "--epochs", "2", "--batch-size", "16", "--candidates", "8")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # more would only wait for each other
+
+
+def rerankd(*arguments: str, home: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the command and wait for its exit."""
+    return subprocess.run(
+        [sys.executable, "-m", "rerankd", *arguments],
+        env=environment(home, **env),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
 
 
 @dataclass
@@ -124,7 +138,7 @@ class Run:
                 if validations == 2:
                     self._child.send_signal(number)
                     validations += 1
-        return self._child.wait(60), "".join(said)
+        return self._child.wait(TIMEOUT_S), "".join(said)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
