@@ -24,6 +24,6 @@ def check_trainer() -> None:
     if missing:
         raise MissingExtra(
             f"rerankd tune needs libraries that are not installed: {', '.join(missing)}. To install them: "
-            "pip install 'rerankd[tune,eval]' (with PyTorch's build for CUDA about 3 GB, with its build for CPUs "
-            "300 MB; docs/gpu.md)"
+            "pip install 'rerankd[tune,eval]' (with PyTorch's build for CUDA about 3 GB, with its build for "
+            "CPUs 300 MB; see docs/gpu.md)"
         )
