@@ -218,9 +218,9 @@ def test_a_file_that_another_program_has_locked_costs_no_request(tmp_path: Path)
     other.execute("PRAGMA locking_mode = EXCLUSIVE")
     other.execute("BEGIN EXCLUSIVE")
     with service(tmp_path, cache_path=path.parent) as it:
-        started = time.monotonic()
+        # How long a request waits is in tests/test_disk_cache.py.
         assert raw_scores(it.rerank(TEXTS)) == right(TEXTS)
-        assert time.monotonic() - started < 5
+        assert disk_hits(it) == 0
         until(lambda: "another process has locked it" in it.output)
         other.close()
 
