@@ -27,8 +27,7 @@ from starlette.types import Scope
 from rerankd import logs
 from rerankd.api import limits
 from rerankd.api.auth import check_key
-from rerankd.api.dialects import jina
-from rerankd.api.dialects.dialect import Dialect
+from rerankd.api.dialects.dialect import Dialect, stages
 from rerankd.api.dialects.table import DEFAULT
 from rerankd.errors import RerankdError
 from rerankd.rerank_result import RerankResult
@@ -161,7 +160,7 @@ def warnings_header(warnings: Sequence[str]) -> str:
 
 def stages_header(result: RerankResult) -> str:
     """Return the stages of a cascade as a JSON list in ASCII; a long error is truncated."""
-    rows = jina.stages(result)
+    rows = stages(result)
     for row in rows:
         if "error" in row:
             row["error"] = row["error"][:_WARNING_CHARACTERS]
@@ -171,10 +170,10 @@ def stages_header(result: RerankResult) -> str:
 def result_headers(model: str, result: RerankResult) -> dict[str, str]:
     """Return the headers of a response with scores."""
     warnings = {"x-rerankd-warnings": warnings_header(result.warnings)} if result.warnings else {}
-    stages = {"x-rerankd-stages": stages_header(result)} if result.stages else {}
+    by_stage = {"x-rerankd-stages": stages_header(result)} if result.stages else {}
     return {
         **warnings,
-        **stages,
+        **by_stage,
         # Header values are ASCII; file names can have any script.
         "x-rerankd-model": quote(model, safe=" !#$&'()*+,/:;=?@[]~|{}"),
         "x-rerankd-total-ms": f"{result.total_s * 1000:.1f}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, NotRequired, get_type_hints
 
 from pydantic import BaseModel, Field, ValidationError
 from typing_extensions import TypedDict
@@ -130,6 +130,39 @@ def joined(results: Sequence[RerankResult]) -> RerankResult:
         warnings=tuple(warnings),
         **{name: sum(getattr(result, name) for result in results) for name in sums},
     )
+
+
+class Stage(TypedDict):
+    """What a stage of a cascade did. `documents` reached it, and `scored` of them got a score. `skipped` were
+    left out by its `margin`; `error` says why it scored nothing."""
+
+    model: str
+    documents: int
+    scored: int
+    ms: float
+    cached: NotRequired[int]
+    skipped: NotRequired[int]
+    error: NotRequired[str]
+
+
+def stages(result: RerankResult) -> list[Stage]:
+    """Return the stages of a cascade's answer, [] for a model alone."""
+    found: list[Stage] = []
+    for stage in result.stages:
+        row: Stage = {
+            "model": stage.model,
+            "documents": stage.documents,
+            "scored": stage.scored,
+            "ms": round(stage.total_s * 1000, 1),
+        }
+        if stage.cached:
+            row["cached"] = stage.cached
+        if stage.skipped:
+            row["skipped"] = stage.skipped
+        if stage.error:
+            row["error"] = stage.error
+        found.append(row)
+    return found
 
 
 class PlainError(TypedDict):

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from rerankd.api.dialects.dialect import Dialect, Question
+from rerankd.api.dialects.dialect import Dialect, Question, Stage, stages
 from rerankd.api.dialects.lenient import Texts
 from rerankd.api.dialects.option_rules import Rules
 from rerankd.errors import RerankdError
@@ -60,19 +60,6 @@ class DocumentError(TypedDict):
     reason: str
 
 
-class Stage(TypedDict):
-    """What a stage of a cascade did. `documents` reached it, and `scored` of them got a score. `skipped` were
-    left out by its `margin`; `error` says why it scored nothing."""
-
-    model: str
-    documents: int
-    scored: int
-    ms: float
-    cached: NotRequired[int]
-    skipped: NotRequired[int]
-    error: NotRequired[str]
-
-
 class Meta(TypedDict):
     api_version: dict[str, str]
     billed_units: dict[str, int]
@@ -113,26 +100,6 @@ def rows(result: RerankResult) -> list[Row]:
         row: Row = {"index": scored.index, "relevance_score": scored.score}
         if scored.text is not None:
             row["document"] = {"text": scored.text}
-        found.append(row)
-    return found
-
-
-def stages(result: RerankResult) -> list[Stage]:
-    """Return the stages of a cascade's answer, [] for a model alone."""
-    found: list[Stage] = []
-    for stage in result.stages:
-        row: Stage = {
-            "model": stage.model,
-            "documents": stage.documents,
-            "scored": stage.scored,
-            "ms": round(stage.total_s * 1000, 1),
-        }
-        if stage.cached:
-            row["cached"] = stage.cached
-        if stage.skipped:
-            row["skipped"] = stage.skipped
-        if stage.error:
-            row["error"] = stage.error
         found.append(row)
     return found
 
