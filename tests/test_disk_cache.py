@@ -1,5 +1,5 @@
 """The cache on disk: its bounds, what it forgets, and how long a request waits. The faults of disks are in
-faults/test_disk_cache.py, with the real program."""
+faults/test_cache_on_disk.py, with the real program."""
 
 from __future__ import annotations
 
