@@ -25,7 +25,7 @@ from pathlib import Path
 import httpx
 from late_interaction import made, text
 
-from rerankd import cache_file
+from rerankd import cache_database
 from rerankd.cache_file import CacheFile
 from rerankd.disk_cache import DiskCache
 
@@ -90,7 +90,7 @@ def scores(folder: Path, words: int, rounds: int) -> None:
     home = folder / "home"
     common = {"model": "builtin:e5", "cache_entries": 0}
     path = folder / "full" / "scores.sqlite"
-    cache_file.prepare(path)
+    cache_database.prepare(path)
     full = CacheFile(path, 256 * 2**20, 0)
     for _ in range(ROWS // 10_000):
         full.write({source.randbytes(16): source.randbytes(13) for _ in range(10_000)})

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rerankd import cache_file
+from rerankd import cache_database
 from rerankd.cache_file import LEAST_BYTES, CacheFile
 from rerankd.disk_cache import DiskCache
 from rerankd.service import Reranker
@@ -29,7 +29,7 @@ def key(number: int) -> bytes:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     found = tmp_path / "cache" / "values.sqlite"
-    assert not cache_file.prepare(found)
+    assert not cache_database.prepare(found)
     return found
 
 

@@ -15,157 +15,28 @@ A connection belongs to the thread that uses it. Several processes may use the s
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
-import stat
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 from rerankd import locks
+from rerankd.cache_database import LOCK_S, LOG_BYTES, PAGE_BYTES, SUFFIXES, connect, identity_of, number
 
-VERSION = 1
 LEAST_BYTES = 32 * 2**20
 """The smallest bound that leaves room for the write-ahead log."""
 
-_APPLICATION = 0x52524B44  # "RRKD", in the header of the file
-_PAGE_BYTES = 4096
 # One transaction changes up to so many rows and bytes of values, so that the log stays small: each row
 # changes up to two pages.
 _MOST_ROWS = 512
 _MOST_BATCH_BYTES = 2**20
-# The log is copied into the database when it has reached this size.
-_LOG_BYTES = 4 * 2**20
 # How much of the bound is left to the log: its size, a batch beyond it, and the largest value.
 _LARGEST = 16  # the largest value, as a fraction of the bound
 _RESERVE_BYTES = 12 * 2**20
 # Eviction frees this fraction of the bound at a time.
 _FREED = 1 / 32
 _KEYS_A_QUERY = 500
-_BUSY_S = 1.0
-_LOCK_S = 2.0
-_SUFFIXES = ("-wal", "-shm", "")  # the database last: without its log it is not whole
-_ASIDE = ".damaged"
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
-
-_SCHEMA = f"""
-PRAGMA page_size = {_PAGE_BYTES};
-PRAGMA auto_vacuum = INCREMENTAL;
-PRAGMA journal_mode = WAL;
-BEGIN IMMEDIATE;
-PRAGMA application_id = {_APPLICATION};
-PRAGMA user_version = {VERSION};
-CREATE TABLE IF NOT EXISTS entries (
-    id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, at INTEGER NOT NULL, checksum INTEGER NOT NULL,
-    value BLOB NOT NULL
-);
-COMMIT;
-"""
-_COLUMNS = ("id", "key", "at", "checksum", "value")
-
-
-class NotUsable(Exception):
-    """The path has something else than a database of this version."""
-
-
-def is_damage(error: Exception) -> bool:
-    """Whether the error says that the file must be set aside."""
-    return isinstance(error, NotUsable) or _code(error) in _DAMAGED
-
-
-def words(error: Exception) -> str:
-    """What an error says, as a clause for messages."""
-    if _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return "another process has locked it"
-    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-
-
-def _code(error: Exception) -> int | None:
-    code = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF  # without the details of an extended code
-
-
-def prepare(path: Path) -> str:
-    """Create the file if there is none. A file that is damaged, or of another version, is renamed to
-    *.damaged, which replaces an earlier one. Returns why that was necessary, or "". Raises OSError and
-    sqlite3.Error."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with locks.held_soon(path.parent, _LOCK_S):
-        try:
-            _create(path)
-        except (NotUsable, sqlite3.Error) as error:
-            if not is_damage(error):
-                raise
-            _set_aside(path)
-            _create(path)
-            return words(error)
-    return ""
-
-
-def set_aside(path: Path, identity: tuple[int, int]) -> None:
-    """Rename a file that was found damaged, unless another process has replaced it since. `identity` is what
-    `CacheFile.identity` said. Raises OSError."""
-    with locks.held_soon(path.parent, _LOCK_S):
-        if identity_of(path) == identity:
-            _set_aside(path)
-
-
-def identity_of(path: Path) -> tuple[int, int] | None:
-    """Distinguishes the file from one that replaces it; None if there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _set_aside(path: Path) -> None:
-    for suffix in _SUFFIXES:
-        with contextlib.suppress(FileNotFoundError):
-            source, target = Path(f"{path}{suffix}"), Path(f"{path}{_ASIDE}{suffix}")
-            if target.is_dir() or (source.is_dir() and target.exists()):
-                target = Path(f"{target}-{time.time_ns()}")
-            os.replace(source, target)
-
-
-def _create(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would block
-            raise NotUsable("it is not a file")
-    # SQLite gives its other files the mode of the database.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600))
-    with contextlib.closing(_connect(path)) as database:
-        application, version = _number(database, "application_id"), _number(database, "user_version")
-        if not application and not version and not _number(database, "page_count"):
-            database.executescript(_SCHEMA)
-        elif application != _APPLICATION:
-            raise NotUsable("it is not a cache of rerankd")
-        elif version != VERSION:
-            raise NotUsable(f"it has version {version}, but this rerankd supports {VERSION}")
-        columns = [row[1] for row in database.execute("PRAGMA table_info(entries)")]
-        if tuple(columns) != _COLUMNS:
-            raise NotUsable("its table has other columns")
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    place = f"file:{quote(os.path.abspath(path))}?mode=rw"
-    database = sqlite3.connect(place, uri=True, timeout=_BUSY_S, isolation_level=None)
-    try:
-        # Without a write to the disk for each commit: a power failure may lose the last commits, no more.
-        database.execute("PRAGMA synchronous = NORMAL")
-        database.execute("PRAGMA wal_autocheckpoint = 0")
-        database.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
-        database.execute("PRAGMA trusted_schema = OFF")
-    except BaseException:
-        database.close()
-        raise
-    return database
-
-
-def _number(database: sqlite3.Connection, name: str) -> int:
-    return int(database.execute(f"PRAGMA {name}").fetchone()[0])
 
 
 class CacheFile:
@@ -176,13 +47,13 @@ class CacheFile:
         written; 0 for no limit."""
         self.largest_value = most_bytes // _LARGEST
         self._path, self._most_bytes, self._ttl_s = path, most_bytes, ttl_s
-        with locks.held_soon(path.parent, _LOCK_S):
+        with locks.held_soon(path.parent, LOCK_S):
             found = identity_of(path)
             if found is None:
                 raise FileNotFoundError(f"{path} is missing")
             self.identity = found
-            self._database = _connect(path)
-            _number(self._database, "schema_version")  # open all files now
+            self._database = connect(path)
+            number(self._database, "schema_version")  # open all files now
 
     def close(self) -> None:
         self._database.close()
@@ -193,7 +64,7 @@ class CacheFile:
 
     def size_bytes(self) -> int:
         """The bytes of the database and the files beside it."""
-        return sum(_size(Path(f"{self._path}{suffix}")) for suffix in _SUFFIXES)
+        return sum(_size(Path(f"{self._path}{suffix}")) for suffix in SUFFIXES)
 
     def read(self, keys: Sequence[bytes]) -> tuple[dict[bytes, bytes], list[bytes]]:
         """The values of the keys that are known, and which of these keys were not used for so long that they
@@ -209,10 +80,10 @@ class CacheFile:
                 f"SELECT id, key, checksum, value FROM entries WHERE key IN ({marks}) AND at >= ?",
                 (*part, oldest),
             )
-            for number, key, checksum, value in rows:
+            for row, key, checksum, value in rows:
                 if checksum == _checksum(key, value):
                     found[key] = value
-                    if number < middle:
+                    if row < middle:
                         old.append(key)
         return found, old
 
@@ -238,7 +109,7 @@ class CacheFile:
     def _middle(self) -> int:
         """The id below which rows count as old; 0 while half of the space is free, because nothing will be
         evicted soon."""
-        if _number(self._database, "page_count") * _PAGE_BYTES < self._limit_bytes // 2:
+        if number(self._database, "page_count") * PAGE_BYTES < self._limit_bytes // 2:
             return 0
         first, last = self._database.execute(
             "SELECT (SELECT min(id) FROM entries), (SELECT max(id) FROM entries)"
@@ -258,35 +129,35 @@ class CacheFile:
             goal = self._limit_bytes - int(self._most_bytes * _FREED)
             while self._used_bytes() > goal and self._evict():
                 self._shorten_log()
-        while _number(self._database, "page_count") * _PAGE_BYTES > self._limit_bytes:
+        while number(self._database, "page_count") * PAGE_BYTES > self._limit_bytes:
             # `execute` would take one step, which frees one page.
             self._database.executescript("PRAGMA incremental_vacuum(1024)")
             self._shorten_log(0)
 
     def _used_bytes(self) -> int:
-        pages = _number(self._database, "page_count") - _number(self._database, "freelist_count")
-        return pages * _PAGE_BYTES
+        pages = number(self._database, "page_count") - number(self._database, "freelist_count")
+        return pages * PAGE_BYTES
 
     def _evict(self) -> bool:
         """Delete the oldest rows, in one transaction. Returns whether there were any."""
         oldest = "SELECT id, length(value) FROM entries ORDER BY id LIMIT ?"
         last, freed = None, 0
-        for number, size in self._database.execute(oldest, (_MOST_ROWS,)):
+        for row, size in self._database.execute(oldest, (_MOST_ROWS,)):
             if last is not None and freed + size > _MOST_BATCH_BYTES:
                 break
-            last, freed = number, freed + size
+            last, freed = row, freed + size
         if last is None:
             return False
         with self._transaction() as run:
             run.execute("DELETE FROM entries WHERE id <= ?", (last,))
         return True
 
-    def _shorten_log(self, most_bytes: int = _LOG_BYTES) -> None:
+    def _shorten_log(self, most_bytes: int = LOG_BYTES) -> None:
         """Copy the log into the database if it has more bytes. The database shrinks only then."""
         log = Path(f"{self._path}-wal")
         if _size(log) > most_bytes:
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            if _size(log) > _LOG_BYTES + self.largest_value:
+            if _size(log) > LOG_BYTES + self.largest_value:
                 raise sqlite3.OperationalError("its write-ahead log is in use and can't be shortened")
 
     @contextlib.contextmanager

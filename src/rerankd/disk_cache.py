@@ -22,7 +22,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-from rerankd import cache_file
+from rerankd import cache_database
 from rerankd.cache_file import CacheFile
 
 _log = logging.getLogger("rerankd")
@@ -37,7 +37,7 @@ _CLOSE_S = 3.0
 # What waits to be written, at most; more is dropped.
 _MOST_WAITING_BYTES = 32 * 2**20
 
-_ERRORS = (sqlite3.Error, OSError, cache_file.NotUsable)
+_ERRORS = (sqlite3.Error, OSError, cache_database.NotUsable)
 Values = dict[bytes, bytes]
 
 
@@ -151,7 +151,7 @@ class DiskCache:
                 else:
                     found, used = file.read(keys)
             except _ERRORS as error:
-                if file is not None and cache_file.is_damage(error):
+                if file is not None and cache_database.is_damage(error):
                     self._damaged = file.identity
                 file = _close(file)
                 due = 0.0
@@ -184,14 +184,14 @@ class DiskCache:
                 if file is not None:
                     self._write(file)
             except _ERRORS as error:
-                if file is not None and cache_file.is_damage(error):
+                if file is not None and cache_database.is_damage(error):
                     self._damaged = file.identity
                 self._failed(error)
             self._prepared.set()
         _close(file)
 
     def _opened(self) -> CacheFile:
-        if why := cache_file.prepare(self._path):
+        if why := cache_database.prepare(self._path):
             self._warn_aside(why)
         file = CacheFile(self._path, self._most_bytes, self._ttl_s)
         with self._lock:
@@ -201,7 +201,7 @@ class DiskCache:
     def _repair(self, file: CacheFile) -> None:
         """Set the file aside if it was found damaged."""
         if self._damaged == file.identity:
-            cache_file.set_aside(self._path, file.identity)
+            cache_database.set_aside(self._path, file.identity)
             self._damaged = None  # its inode may be used again
             self._warn_aside("it is damaged")
 
@@ -236,7 +236,7 @@ class DiskCache:
 
     def _failed(self, error: Exception) -> None:
         """Note why the file can't be used or written."""
-        why = cache_file.words(error)
+        why = cache_database.words(error)
         with self._lock:
             self._dropped += len(self._waiting)
             self._waiting, self._waiting_bytes, self._used = {}, 0, set()

@@ -85,15 +85,11 @@ def tune(settings: Settings, wanted: Wanted, faults: Faults, view: View) -> Repo
     with view.progress() as progress:
         base = _find_models(settings, wanted, progress)
         evaluation.check_installed()
+        has_teacher, depth = wanted.teacher is not None, wanted.candidates
         planned = plan.read(
-            wanted.collection,
-            wanted.split,
-            faults,
-            has_teacher=wanted.teacher is not None,
-            depth=wanted.candidates,
-            seed=_SEED,
-            progress=progress,
-        )
+            wanted.collection, wanted.split, faults,
+            has_teacher=has_teacher, depth=depth, seed=_SEED, progress=progress,
+        )  # fmt: skip
     tuning.check_trainer()
     with _held(work):
         return _Tuning(settings, wanted, base, planned, work, view).run()
