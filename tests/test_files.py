@@ -25,6 +25,15 @@ def test_a_file_is_replaced_completely_or_not_at_all(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file.json"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_file_that_root_replaces_keeps_its_owner(tmp_path: Path) -> None:
+    path = tmp_path / "rerankd.toml"
+    path.touch()
+    os.chown(path, 1234, 2345)
+    files.write_whole(path, b"new")
+    assert (path.stat().st_uid, path.stat().st_gid) == (1234, 2345)
+
+
 def test_a_folder_replaces_another(tmp_path: Path) -> None:
     for name in ("first", "second"):
         new = tmp_path / "new"

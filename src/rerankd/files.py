@@ -12,7 +12,8 @@ _LOG_BYTES = 8 * 2**20
 
 
 def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replace the file at `path` atomically. Raises OSError and then leaves the old file."""
+    """Replace the file at `path` atomically; where possible, it keeps its owner. Raises OSError and then
+    leaves the old file."""
     number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
     try:
         with os.fdopen(number, "wb") as stream:
@@ -21,11 +22,20 @@ def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
             # Without fsync, a power failure can leave the new file empty.
             os.fsync(stream.fileno())
         os.chmod(name, mode)
+        _keep_owner(path, name)
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+
+
+def _keep_owner(old: Path, new: str) -> None:
+    """Give the new file the owner of the old one. Else a service could not read its settings or keys after
+    root has changed them."""
+    with contextlib.suppress(OSError):
+        found = old.stat()
+        os.chown(new, found.st_uid, found.st_gid)
 
 
 def move_folder(new: Path, target: Path) -> None:
