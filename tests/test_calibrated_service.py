@@ -215,6 +215,19 @@ def test_a_collection_that_does_not_suffice_is_refused(
     assert file.read_text() == "# mine\n"
 
 
-def test_another_server_can_not_be_calibrated(home: Path) -> None:
-    ended = rerankd("eval", "--calibrate", "--url", "http://127.0.0.1:1", home=home)
-    assert ended.returncode == 2 and "--calibrate needs the model's file" in ended.stderr
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--calibrate", "--url", "http://127.0.0.1:1"), "--calibrate needs the model's file"),
+        (("--calibrate", "--model", "both"), "both is a cascade. Calibrate the models of its stages"),
+        (("--calibrate", "--plot", "no-such-folder/plot.svg"), "--plot: the folder no-such-folder does not"),
+        (("--write",), "--write belongs to --calibrate"),
+    ],
+)
+def test_what_can_not_be_calibrated_is_refused_before_any_work(
+    arguments: tuple[str, ...], says: str, home: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "rerankd.toml"
+    file.write_text('[models.both]\nstages = ["a.gguf", {model = "b.gguf", keep = 3}]\n')
+    ended = rerankd("eval", str(tmp_path), *arguments, "--config", str(file), home=home)
+    assert ended.returncode == 2 and says in ended.stderr, ended.stderr

@@ -327,12 +327,26 @@ def test_a_section_for_a_model_without_one_begins_with_its_ref() -> None:
 
 
 @pytest.mark.parametrize(
+    ("own", "after"),
+    [
+        ("knots = [\n  [1.0, 0.5],\n  [2.0, 0.6]\n]\n", ""),  # as formatters write it
+        ('method = "platt"\n', '[models."a [2]"]  # brackets\nref = "y"\n'),
+        ('method = "platt"\n', '[[others]]\nname = "y"\n'),
+    ],
+)
+def test_a_former_section_ends_where_the_next_table_begins(own: str, after: str) -> None:
+    head = '[models.e5]\nref = "x"\n'
+    section = calibrations.section("e5", CALIBRATION)
+    new = sections.with_section(f"{head}[models.e5.calibration]\n{own}{after}", PATH, section, MISSING)
+    assert new == f"{head}{after}\n{section}\n"
+
+
+@pytest.mark.parametrize(
     "text",
     [
         'models = { e5 = { ref = "builtin:e5" } }\n',
         '[models]\ne5 = { ref = "builtin:e5" }\n',
         '[models.e5]\nref = "builtin:e5"\ncalibration.model = "x"\n',
-        '[models.e5]\nref = "x"\n[models.e5.calibration]\nknots = [\n[1.0, 0.5]\n]\n',
         "models = 3\n",
         "[models\n",
     ],

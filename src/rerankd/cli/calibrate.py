@@ -40,6 +40,20 @@ class Options:
     config_file: Path | None
 
 
+def check(settings: config.Settings, url: str | None) -> None:
+    """Raise ConfigError for what has no calibration: a server, and a cascade."""
+    if url is not None:
+        raise ConfigError(
+            "--calibrate needs the model's file, which its calibration is stored with. Name the model with "
+            "--model instead of --url."
+        )
+    if (cascade := settings.first_cascade) is not None:
+        raise ConfigError(
+            f"{cascade.name} is a cascade. Calibrate the models of its stages one by one: rerankd eval "
+            f"--calibrate --model {cascade.stages[-1].model}"
+        )
+
+
 def run(
     settings: config.Settings, collection: Collection, candidates: Ranking | None, options: Options
 ) -> None:
@@ -49,11 +63,6 @@ def run(
     from rerankd.recipes import calibrations
     from rerankd.serving.prepare_model import prepare
 
-    if (cascade := settings.first_cascade) is not None:
-        raise ConfigError(
-            f"{cascade.name} is a cascade. Calibrate the models of its stages one by one: rerankd eval "
-            f"--calibrate --model {cascade.stages[-1].model}"
-        )
     with progress() as tell:
         prepared = prepare(settings, None, tell)
         documents = calibrate.judged(collection, candidates)

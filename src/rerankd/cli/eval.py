@@ -134,14 +134,14 @@ def evaluate(
     settings = config.from_machine({"model": (model,) if model else None}, config_file)
     names = measures or measure.MEASURES
     measure.parse(names)  # before minutes of work, not after
-    if save_run is not None and not save_run.parent.is_dir():
-        raise ConfigError(f"--save-run: the folder {save_run.parent} does not exist.")
+    for option, file in (("--save-run", save_run), ("--plot", plot)):
+        if file is not None and not file.parent.is_dir():
+            raise ConfigError(f"{option}: the folder {file.parent} does not exist.")
     faults = Faults(lenient=lenient)
-    if calibrate and url:
-        raise ConfigError(
-            "--calibrate needs the model's file, which its calibration is stored with. Name the model with "
-            "--model instead of --url."
-        )
+    if calibrate:
+        calibration.check(settings, url)
+    elif write or plot is not None:
+        raise ConfigError(f"{'--write' if write else '--plot'} belongs to --calibrate. Add --calibrate.")
     judged = read(collection or EVERYDAY, split, faults)
 
     server = Remote(url, api_key=api_key, model=remote_model) if url else None

@@ -7,7 +7,6 @@ the user's comments and order stay.
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Mapping
 from typing import Any
@@ -52,8 +51,8 @@ def _without(text: str, path: tuple[str, ...]) -> list[str]:
     comments: list[str] = []
     is_inside = False
     for line in text.splitlines(keepends=True):
-        if match := re.fullmatch(r"\s*\[([^\[\]]+)\]\s*(#.*)?", line.rstrip()):
-            is_inside = _header(match[1]) == path
+        if (header := _header(line)) is not None:
+            is_inside = header == path
         if is_inside:
             comments = [*comments, line] if not line.strip() or line.lstrip().startswith("#") else []
         else:
@@ -62,14 +61,16 @@ def _without(text: str, path: tuple[str, ...]) -> list[str]:
     return kept + comments
 
 
-def _header(written: str) -> tuple[str, ...]:
-    """The keys of a table's header, () if it is none."""
+def _header(line: str) -> tuple[str, ...] | None:
+    """The keys of the table that begins at this line; None if it is no header, as "[0.7, 0.1]" in a list."""
+    if not line.lstrip().startswith("["):
+        return None
     try:
-        values: Any = tomllib.loads(f"[{written}]")
+        values: Any = tomllib.loads(line)
     except tomllib.TOMLDecodeError:
-        return ()
+        return None
     keys = []
-    while values:
+    while isinstance(values, dict) and values:
         ((key, values),) = values.items()
         keys.append(key)
     return tuple(keys)
