@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import fake_engine
+from rerankd.bulk import job as bulk_job
 from rerankd.bulk.formats import format_of
 from rerankd.bulk.rows import Columns, Pair, groups
+from rerankd.config import Settings
 from rerankd.errors import BulkError
+from rerankd.serving.prepare_model import prepare
 from support import environment, rerankd
+from test_calibration import CALIBRATION
 
 MODEL = Path(__file__).parent / "golden" / "xlmr-head.gguf"
 
@@ -281,6 +286,28 @@ def test_a_job_goes_on_only_if_nothing_that_matters_has_changed(tmp_path: Path, 
     assert again("--restart") == ""
     assert all(0 <= row["score"] <= 1 for row in json_lines(target)[:-1])
     assert "exists" in again()
+
+
+def test_a_calibration_changes_a_job_but_not_one_of_raw_scores(tmp_path: Path, home: Path) -> None:
+    """Else the rows after a stop would have another scale than those before it."""
+    source = write_lines(tmp_path / "in.jsonl", [{"query": "q", "document": "d"}])
+    plain = prepare(Settings(model=(str(MODEL),), home=home))
+    calibrated = replace(plain, resolution=replace(plain.resolution, calibration=CALIBRATION))
+    columns = Columns("query", "document", "", "score", "error")
+    for raw, differs in ((False, {"calibration"}), (True, set())):
+        what = bulk_job.Job(source, format_of(source, source, None), columns, raw)
+        one, other = bulk_job.identity(what, plain), bulk_job.identity(what, calibrated)
+        assert {name for name in one if one[name] != other[name]} == differs
+
+
+def test_a_cascade_is_refused_before_a_folder_is_made(tmp_path: Path, home: Path) -> None:
+    settings = tmp_path / "rerankd.toml"
+    settings.write_text('[models.both]\nstages = ["a.gguf", {model = "b.gguf", keep = 3}]\n')
+    source = write_lines(tmp_path / "in.jsonl", [{"query": "q", "document": "d"}])
+    refused = rerankd("score", str(source), str(tmp_path / "out.jsonl"), "--config", str(settings), home=home)
+    assert refused.returncode == 2
+    assert "both is a cascade" in refused.stderr and "--model b.gguf" in refused.stderr
+    assert not (tmp_path / "out.jsonl.parts").exists()
 
 
 def test_one_output_has_one_job_at_a_time(tmp_path: Path, home: Path) -> None:

@@ -74,9 +74,16 @@ def identity(job: Job, model: Model) -> dict[str, str]:
         "instruction": job.instruction or "",
         "model": f"{model.name}, {_digest(model.fingerprint)}",
         "recipe": _digest(repr(model.recipe)),
+        "calibration": _calibration(job, model),
         "engine": model.engine.backend.identity(model.engine, ()),
         "version of rerankd": metadata.version("rerankd"),
     }
+
+
+def _calibration(job: Job, model: Model) -> str:
+    """Identifies the calibration of the scores; "" if they have none."""
+    found = model.resolution.calibration
+    return "" if found is None or job.raw_scores else _digest(repr(found.normalization()))
 
 
 def _digest(text: str) -> str:

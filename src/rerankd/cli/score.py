@@ -15,6 +15,7 @@ from rerankd.cli.output import Config, Json, print_json, say
 from rerankd.cli.progress_bar import progress
 from rerankd.cli.setting_options import takes
 from rerankd.config.model_settings import DAY_S
+from rerankd.errors import ConfigError
 from rerankd.progress import Progress, step
 
 if TYPE_CHECKING:
@@ -82,6 +83,11 @@ def score(
 
     given = {**flags, "model": (model,) if model else None}
     settings = config.from_machine(given, config_file)
+    if (cascade := settings.first_cascade) is not None:
+        raise ConfigError(
+            f"{cascade.name} is a cascade, which ranks all documents of a query; the score of a pair is that "
+            f"of one model. Name it, for example --model {cascade.stages[-1].model}"
+        )
     columns = Columns(query_column, document_column, instruction_column, score_column, error_column)
     found = format_of(source, target, delimiter)
     job = Job(source, found, columns, raw_scores, instruction)
