@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import csv
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -22,7 +24,8 @@ import pytest
 import fake_engine
 from rerankd.bulk import job as bulk_job
 from rerankd.bulk.formats import format_of
-from rerankd.bulk.rows import Columns, Pair, groups
+from rerankd.bulk.parts import Parts
+from rerankd.bulk.rows import Chunk, Columns, Pair, Scored, groups
 from rerankd.config import Settings
 from rerankd.errors import BulkError
 from rerankd.serving.prepare_model import prepare
@@ -334,6 +337,11 @@ def test_one_output_has_one_job_at_a_time(tmp_path: Path, home: Path) -> None:
         ("in.csv", b"query,document\n", [], "has no rows"),
         ("in.csv", b"query,document,score\na,b,1\n", [], "already has a column 'score'"),
         ("in.csv", b'query,document\na,"' + b"x" * 17_000_000, [], "line 2: field larger"),
+        ("in.csv", b"query,document\rq,a\r", [], "line 1: a carriage return"),
+        ("in.csv", b"query,document,document\nq,a,b\n", [], "2 columns 'document'"),
+        ("in.csv", b"query,document\nq,a\n", ["--delimiter", '"'], "no quotation mark"),
+        ("in.csv", b"query,document\nq,a\n", ["--score-column", "error"], "both 'error'"),
+        ("in.csv", b"query,document\nq,a\n", ["--score-column", ""], "column is empty"),
         ("in.jsonl", b"{}", ["--delimiter", ";"], "only for CSV"),
         ("in.parquet", b"PAR1 not really", [], "can't be read as Parquet"),
     ],
@@ -347,6 +355,98 @@ def test_files_that_can_not_be_scored(
     done = rerankd("score", str(source), str(target), *flags, home=home, **fake(tmp_path))
     assert done.returncode == 2 and says in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and not target.exists()
+    assert not Path(f"{target}.parts").exists()
+
+
+def test_the_input_is_checked_before_a_model_is_downloaded(tmp_path: Path, home: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [{"query": "q", "document": "d"}])
+    link = tmp_path / "link.jsonl"
+    link.symlink_to("nowhere.jsonl")
+    for given, target, says in (
+        (tmp_path / "no.jsonl", tmp_path / "out.jsonl", "does not exist"),
+        (source, link, "exists"),
+    ):
+        done = rerankd("score", str(given), str(target), "--model", "hf:no/where", home=home)
+        assert done.returncode == 2 and says in done.stderr, done.stderr
+    assert link.is_symlink()
+
+
+def test_parquet_that_is_odd(tmp_path: Path, home: Path) -> None:
+    damaged = pa.Array.from_buffers(pa.string(), 2, pa.array([b"a\xff", b"b"]).buffers())
+    source, target = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    pq.write_table(pa.table({"query": ["q", "q"], "document": damaged}), source)
+    done = rerankd("score", str(source), str(target), "--raw-scores", home=home, **fake(tmp_path))
+    assert done.returncode == 0, done.stderr
+    wrong, right = pq.read_table(target, columns=["score", "error"]).to_pylist()
+    assert "not valid Unicode" in wrong["error"] and right["score"] == fake_engine.raw("q", "b")
+    pq.write_table(pa.table([["q"], ["a"], ["b"]], ["query", "document", "document"]), source)
+    done = rerankd("score", str(source), str(tmp_path / "2.parquet"), home=home, **fake(tmp_path))
+    assert done.returncode == 2 and "2 columns 'document'" in done.stderr, done.stderr
+
+
+def test_a_folder_of_parts_without_rows_asks_for_nothing(tmp_path: Path, home: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [{"query": "q", "document": "d"}])
+    target, parts = tmp_path / "out.jsonl", tmp_path / "out.jsonl.parts"
+    (parts / "0000-notes").mkdir(parents=True)
+    (parts / "job.json").write_text('{"model": "another"}')
+    done = rerankd("score", str(source), str(target), home=home, **fake(tmp_path))
+    assert done.returncode == 0 and target.exists(), done.stderr
+
+
+def test_an_input_that_changes_meanwhile_is_refused(tmp_path: Path, home: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_lines(source, [{"query": "q", "document": f"d{at}"} for at in range(60_000)])
+    job = Job(source, target, home, fake(tmp_path))
+    job.wait_for_rows(1)
+    with source.open("a") as stream:
+        stream.write('{"query": "q", "document": "late"}\n')
+    _, said = job.process.communicate(timeout=60)
+    assert job.process.returncode == 2 and "has changed since it was opened" in said, said
+    assert not target.exists()
+
+
+def test_long_rows_are_held_a_few_at_a_time(tmp_path: Path, home: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    with source.open("w") as stream:
+        for at in range(400):
+            stream.write(f'{{"query": "q", "document": "d{at}", "more": "{"x" * 1_000_000}"}}\n')
+    job = Job(source, target, home, fake(tmp_path))
+    _, status, usage = os.wait4(job.process.pid, 0)
+    job.process.returncode = os.waitstatus_to_exitcode(status)
+    assert job.process.returncode == 0, job.process.communicate()
+    job.process.communicate()
+    # The file has 400 MB; a chunk holds 4, and what is read ahead 32.
+    assert usage.ru_maxrss / 1024 < 330, usage.ru_maxrss
+
+
+def test_ctrl_c_while_the_output_is_written(tmp_path: Path) -> None:
+    """The output is complete before the command ends, and the folder is held until then."""
+    finishing, may_end = threading.Event(), threading.Event()
+
+    class Slow(Parts):
+        def finish(self) -> None:
+            finishing.set()
+            assert may_end.wait(30)
+            super().finish()
+
+    async def stopped() -> bool:
+        loop = asyncio.get_running_loop()
+        chunk = Chunk([Pair("q", "d")], ['{"query": "q"}'], 10, 1.0)
+        with parts.held({}, restart=False):
+            parts.add([(chunk, [Scored(0.5)])])
+            task = asyncio.create_task(bulk_job.finish(parts))
+            await loop.run_in_executor(None, finishing.wait)
+            task.cancel()
+            await asyncio.sleep(0)
+            may_end.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            return parts.is_finished
+
+    target = tmp_path / "out.jsonl"
+    parts = Slow(target, format_of(target, target, None), Columns())
+    assert asyncio.run(stopped())
+    assert target.exists() and not parts.folder.exists()
 
 
 def test_a_full_disk_keeps_the_rows(tmp_path: Path, home: Path) -> None:

@@ -25,7 +25,9 @@ def format_of(source: Path, target: Path, delimiter: str | None) -> Format:
         raise BulkError(f"{source} must end in one of: {', '.join(known)}.")
     if target.suffix.lower() != suffix:
         raise BulkError(f"{target} must have the format of {source}: its name must end in {suffix}.")
-    if delimiter is not None and (not isinstance(found, Csv) or len(delimiter) != 1):
-        raise BulkError("--delimiter is one character, and only for CSV files.")
+    if delimiter is not None and (not isinstance(found, Csv) or len(delimiter) != 1 or delimiter in '"\r\n'):
+        raise BulkError(
+            "--delimiter is one character, no quotation mark or line end, and only for CSV files."
+        )
     found.check_installed()
     return found

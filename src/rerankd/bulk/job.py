@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -23,14 +23,16 @@ from rerankd.service import Reranker
 from rerankd.serving.prepare_model import Model
 
 # Rows that are read ahead of the oldest one without a score: enough for the largest batches of all engines.
+# If they are long, fewer (see Chunk.size).
 _ROWS_AHEAD = 2_048
+_SIZE_AHEAD = 2**25
 # Requests and characters under way, well below the limits of the queue (see config/service_settings.py).
 _MOST_REQUESTS = 128
 _MOST_CHARACTERS = 8_000_000
 # A part has the rows of this time, or fewer. A stop loses no more than them.
 _PART_S = 20.0
 _PART_ROWS = 20_000
-_PART_CHARACTERS = 2**25
+_PART_SIZE = 2**25
 _EXAMPLES = 5
 
 
@@ -62,13 +64,16 @@ class Report:
         return (self.rows - self.earlier) / self.seconds if self.seconds else 0.0
 
 
+def check_input(job: Job) -> None:
+    """Read the first rows. Raises BulkError if the input can't be scored."""
+    _state(job.source)
+    next(job.format.chunks(job.source, job.columns, 0), None)
+
+
 def identity(job: Job, model: Model) -> dict[str, str]:
     """Return everything that the scores depend on, by name. Raises BulkError if the input is no file."""
-    if not job.source.is_file():
-        raise BulkError(f"{job.source} does not exist, or is not a file.")
-    size = job.source.stat()
     return {
-        "input": f"{job.source.name}, {size.st_size} bytes, changed at {size.st_mtime_ns}",
+        "input": _state(job.source),
         "columns": ", ".join(job.columns.read + job.columns.added),
         "kind of score": "raw" if job.raw_scores else "normalized",
         "instruction": job.instruction or "",
@@ -86,6 +91,14 @@ def _calibration(job: Job, model: Model) -> str:
     return "" if found is None or job.raw_scores else _digest(repr(found.normalization()))
 
 
+def _state(source: Path) -> str:
+    """What changes with the content of a file. Raises BulkError if it is no file."""
+    if not source.is_file():
+        raise BulkError(f"{source} does not exist, or is not a file.")
+    now = source.stat()
+    return f"{source.name}, {now.st_size} bytes, changed at {now.st_mtime_ns}"
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
 
@@ -93,26 +106,27 @@ def _digest(text: str) -> str:
 async def run(job: Job, reranker: Reranker, parts: Parts, progress: Progress) -> Report:
     """Score the rows after those of `parts`, and add them; `reranker` has been started, and `parts` is held.
 
-    A row that can't be scored gets the reason. Raises BulkError if the input can't be read, OutputFailed, and
-    the engine's error; rows that were scored before that, or before a cancellation, are kept.
+    A row that can't be scored gets the reason. Raises BulkError if the input can't be read or changes
+    meanwhile, OutputFailed, and the engine's error; rows that were scored before that, or before a
+    cancellation, are kept.
     """
     report = Report(rows=parts.rows, earlier=parts.rows)
     began = time.monotonic()
     scorer = _Scorer(job, reranker, report)
     part: list[tuple[Chunk, Sequence[Scored]]] = []
-    characters, since = 0, began
+    size, since = 0, began
 
     async def write() -> None:
-        nonlocal characters, since
+        nonlocal size, since
         rows, part[:] = tuple(part), []
-        characters, since = 0, time.monotonic()
+        size, since = 0, time.monotonic()
         if rows:
-            writing = asyncio.create_task(asyncio.to_thread(parts.add, rows))
-            try:
-                await asyncio.shield(writing)
-            except asyncio.CancelledError:
-                await writing
-                raise
+            if _state(job.source) != parts.job["input"]:
+                raise BulkError(
+                    f"{job.source} has changed since it was opened. Leave it as it is while it is scored, "
+                    "and begin again with --restart."
+                )
+            await _to_its_end(parts.add, rows)
 
     what = f"scoring {job.source.name}"
     with disk_errors(parts.folder):
@@ -120,16 +134,31 @@ async def run(job: Job, reranker: Reranker, parts: Parts, progress: Progress) ->
             async with contextlib.aclosing(scorer.in_order(parts.rows)) as scored:
                 async for chunk, outcomes in scored:
                     part.append((chunk, outcomes))
-                    characters += chunk.characters
+                    size += chunk.size
                     report.rows += len(outcomes)
                     report.seconds = time.monotonic() - began
                     progress(what, report.rows, max(round(report.rows / chunk.read), report.rows))
-                    is_full = report.rows - parts.rows >= _PART_ROWS or characters >= _PART_CHARACTERS
+                    is_full = report.rows - parts.rows >= _PART_ROWS or size >= _PART_SIZE
                     if is_full or time.monotonic() - since >= _PART_S:
                         await write()
         finally:
             await write()
     return report
+
+
+async def finish(parts: Parts) -> None:
+    """See Parts.finish, which ends also after a cancellation: the output is then complete."""
+    await _to_its_end(parts.finish)
+
+
+async def _to_its_end(act: Callable[..., None], *arguments: object) -> None:
+    """Call it in a thread. A cancellation comes after it."""
+    acting = asyncio.create_task(asyncio.to_thread(act, *arguments))
+    try:
+        await asyncio.shield(acting)
+    except asyncio.CancelledError:
+        await acting
+        raise
 
 
 class _Scorer:
@@ -143,20 +172,20 @@ class _Scorer:
         job = self._job
         chunks = job.format.chunks(job.source, job.columns, skip)
         waiting: deque[tuple[Chunk, asyncio.Task[list[Scored]]]] = deque()
-        rows, has_more = 0, True
+        rows, size, has_more = 0, 0, True
         try:
             while True:
-                while has_more and rows < _ROWS_AHEAD:
+                while has_more and rows < _ROWS_AHEAD and size < _SIZE_AHEAD:
                     chunk = await asyncio.to_thread(next, chunks, None)
                     has_more = chunk is not None
                     if chunk is not None:
-                        rows += len(chunk.pairs)
+                        rows, size = rows + len(chunk.pairs), size + chunk.size
                         waiting.append((chunk, asyncio.create_task(self._scored(chunk))))
                 if not waiting:
                     return
                 chunk, task = waiting.popleft()
                 outcomes = await task
-                rows -= len(outcomes)
+                rows, size = rows - len(outcomes), size - chunk.size
                 yield chunk, outcomes
         finally:
             for _, task in waiting:

@@ -41,9 +41,10 @@ class Parquet:
                         late = min(max(skip - at, 0), batch.num_rows)
                         at += batch.num_rows
                         if table := pa.Table.from_batches([batch.slice(late)]):
-                            yield Chunk(_pairs(table, columns), table, at / total)
+                            yield Chunk(_pairs(table, columns), table, table.nbytes, at / total)
         except (OSError, pa.ArrowException) as error:
-            raise BulkError(f"{path} can't be read as Parquet: {error}.") from None
+            why = " ".join(str(error).split()).rstrip(".")
+            raise BulkError(f"{path} can't be read as Parquet: {why}.") from None
 
     def write(self, path: Path, columns: Columns, part: Part) -> None:
         import pyarrow as pa
@@ -67,5 +68,19 @@ class Parquet:
 
 
 def _pairs(table: Any, columns: Columns) -> list[Any]:
-    values = [table.column(name).to_pylist() for name in columns.read]
+    values = [_values(table.column(name)) for name in columns.read]
     return [pair_of(row, columns) for row in zip(*values, strict=True)]
+
+
+def _values(column: Any) -> list[Any]:
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:  # Parquet does not check texts
+        return [_value(one) for one in column]
+
+
+def _value(one: Any) -> Any:
+    try:
+        return one.as_py()
+    except UnicodeDecodeError:
+        return "\udcff"  # which pair_of refuses, too

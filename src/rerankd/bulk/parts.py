@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,16 +22,24 @@ from rerankd.bulk.table import Format, Part
 from rerankd.errors import BulkError, OutputFailed
 
 _JOB = "job.json"
+_PART = re.compile(r"(\d{12,})-(\d{12,})", re.ASCII)
 
 
 class Parts:
-    """The parts of the output `target`. Use it in `held`."""
+    """The parts of the output `target`. Use it in `held`; `job` is what it was held for."""
 
     def __init__(self, target: Path, format: Format, columns: Columns) -> None:
         self.target, self.folder = target, target.with_name(f"{target.name}.parts")
         self._format, self._columns = format, columns
         self._paths: list[Path] = []
         self.rows = 0
+        self.is_finished = False
+        self.job: Mapping[str, str] = {}
+
+    def check_new(self) -> None:
+        """Raise BulkError if the output exists, also as a link to nothing."""
+        if os.path.lexists(self.target):
+            raise BulkError(f"{self.target} exists. Remove it, or name another file.")
 
     @contextlib.contextmanager
     def held(self, job: Mapping[str, str], *, restart: bool) -> Iterator[None]:
@@ -40,14 +49,14 @@ class Parts:
         is at work, and, unless `restart`, if the parts belong to a job that differs; OutputFailed for a disk
         error.
         """
-        if self.target.exists():
-            raise BulkError(f"{self.target} exists. Remove it, or name another file.")
+        self.check_new()
         with disk_errors(self.folder), contextlib.ExitStack() as stack:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 stack.enter_context(locks.held(self.folder / ".lock"))
             except BlockingIOError:
                 raise BulkError(f"Another rerankd score is writing {self.target}.") from None
+            self.check_new()  # the other one may have ended just now
             if restart:
                 for path in self.folder.iterdir():
                     if path.name != ".lock":
@@ -56,8 +65,10 @@ class Parts:
             yield
 
     def _continue(self, job: Mapping[str, str]) -> None:
+        self.job = job
+        self._paths = sorted(path for path in self.folder.iterdir() if _PART.fullmatch(path.name))
         record = self.folder / _JOB
-        if not record.exists():
+        if not record.exists() or not self._paths:
             files.write_whole(record, json.dumps(job, indent=2).encode())
         try:
             before = dict(json.loads(record.read_bytes()))
@@ -71,7 +82,6 @@ class Parts:
             )
         for path in self.folder.glob("*.new"):
             path.unlink()
-        self._paths = sorted(path for path in self.folder.iterdir() if path.name[:1].isdigit())
         for path in self._paths:
             first, _, last = path.name.partition("-")
             if int(first) != self.rows:
@@ -102,6 +112,7 @@ class Parts:
             new = self.folder / f"joined.new{self.target.suffix}"
             self._format.join(self._paths, new)
             os.replace(new, self.target)
+            self.is_finished = True
             shutil.rmtree(self.folder)
 
 

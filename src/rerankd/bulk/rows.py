@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rerankd.errors import BulkError
+
 # The most characters of the documents of one request, or one document.
 _MOST_CHARACTERS = 1_000_000
 
@@ -24,6 +26,15 @@ class Columns:
     @property
     def read(self) -> tuple[str, ...]:
         return tuple(filter(None, (self.query, self.document, self.instruction)))
+
+    def __post_init__(self) -> None:
+        names = (self.query, self.document, self.score, self.error)
+        if "" in names:
+            raise BulkError("The name of a column is empty. Only --instruction-column may be.")
+        if self.score == self.error:
+            raise BulkError(
+                f"--score-column and --error-column are both {self.score!r}. Give them two names."
+            )
 
     @property
     def added(self) -> tuple[str, str]:
@@ -51,15 +62,13 @@ class Scored:
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Consecutive rows of a file, each a pair or the reason why it is none. `payload` is the rows as their
-    format keeps them, `read` the share of the file up to their end, from 0 to 1."""
+    format keeps them, of about `size` characters or bytes, `read` the share of the file up to their end, from
+    0 to 1."""
 
     pairs: Sequence[Pair | str]
     payload: Any
+    size: int
     read: float
-
-    @property
-    def characters(self) -> int:
-        return sum(len(row.query) + len(row.document) for row in self.pairs if isinstance(row, Pair))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +122,8 @@ def _kind(value: object) -> str:
         return "boolean"
     if isinstance(value, int | float):
         return "number"
-    return "list" if isinstance(value, list) else "structure" if isinstance(value, dict) else "value"
+    kinds: dict[type, str] = {list: "list", dict: "structure", bytes: "binary value"}
+    return kinds.get(type(value), "value")
 
 
 def _is_unicode(text: str) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from rerankd import text_files
 from rerankd.bulk.rows import Chunk, Columns, Pair, Scored, pair_of
-from rerankd.bulk.table import CHUNK_ROWS, Part, check_columns
+from rerankd.bulk.table import Part, check_columns, in_chunks
 from rerankd.errors import BulkError
 
 # A longer value is taken for a quotation mark that is never closed.
@@ -38,9 +38,9 @@ class JsonLines:
     def chunks(self, path: Path, columns: Columns, skip: int) -> Iterator[Chunk]:
         with _reading(path) as stream:
             lines = islice((line for line in map(str.strip, stream) if line), skip, None)
-            while rows := list(islice(lines, CHUNK_ROWS)):
+            for rows, size in in_chunks(lines, len):
                 pairs = [_pair_of_line(row, columns) for row in rows]
-                yield Chunk(pairs, rows, _share_read(stream, path))
+                yield Chunk(pairs, rows, size, _share_read(stream, path))
 
     def write(self, path: Path, columns: Columns, part: Part) -> None:
         with _writing(path) as stream:
@@ -107,13 +107,11 @@ class Csv:
                 check_columns(path, columns, names, _delimiter_hint(names))
                 at = [names.index(name) for name in columns.read]
                 rest = islice((row for row in rows if row), skip, None)
-                while values := list(islice(rest, CHUNK_ROWS)):
+                for values, size in in_chunks(rest, _characters):
                     pairs = [_pair_of_values(row, names, at, columns) for row in values]
-                    yield Chunk(pairs, (names, values), _share_read(stream, path))
+                    yield Chunk(pairs, (names, values), size, _share_read(stream, path))
             except csv.Error as error:
-                raise BulkError(
-                    f"{path}, line {rows.line_num}: {error}. A quotation mark may never be closed."
-                ) from None
+                raise BulkError(f"{path}, line {rows.line_num}: {_csv_fault(error)}") from None
 
     def write(self, path: Path, columns: Columns, part: Part) -> None:
         with _writing(path) as stream:
@@ -135,6 +133,19 @@ class Csv:
 
     def _writer(self, stream: TextIO) -> Any:
         return csv.writer(stream, delimiter=self._delimiter, lineterminator="\n")
+
+
+def _characters(row: list[str]) -> int:
+    return sum(map(len, row))
+
+
+def _csv_fault(error: csv.Error) -> str:
+    if "new-line" in str(error):
+        return (
+            "a carriage return stands outside of quotation marks. Lines must end with a line feed, and "
+            "values that hold line ends need quotation marks."
+        )
+    return f"{error}. A quotation mark may never be closed."
 
 
 def _pair_of_values(row: list[str], names: list[str], at: list[int], columns: Columns) -> Pair | str:

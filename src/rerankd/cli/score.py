@@ -96,7 +96,10 @@ def score(
         try:
             report = asyncio.run(_run(job, parts, settings, restart, tell))
         except KeyboardInterrupt:
-            say(f"\n{parts.rows:,} rows are kept in {parts.folder}. Run the same command again to go on.")
+            if parts.is_finished:
+                say(f"\n{target} is complete.")
+            elif parts.rows:
+                say(f"\n{parts.rows:,} rows are kept in {parts.folder}. Run the same command again to go on.")
             raise
     if as_json:
         print_json({**asdict(report), "output": str(target)})
@@ -105,10 +108,13 @@ def score(
 
 
 async def _run(job: Job, parts: Parts, settings: Settings, restart: bool, tell: Progress) -> Report:
-    from rerankd.bulk.job import identity, run
+    from rerankd.bulk.job import check_input, finish, identity, run
     from rerankd.service import Reranker
     from rerankd.serving.prepare_model import prepare
 
+    # Before a model is downloaded for it.
+    parts.check_new()
+    await asyncio.to_thread(check_input, job)
     # A row waits for as long as its engine needs.
     settings = config.override(settings, {"request_timeout_s": DAY_S})
     prepared = await asyncio.to_thread(prepare, settings, None, tell)
@@ -118,7 +124,7 @@ async def _run(job: Job, parts: Parts, settings: Settings, restart: bool, tell: 
         async with Reranker(settings, prepared=[prepared]) as reranker:
             report = await run(job, reranker, parts, tell)
         with step(tell, f"writing {parts.target.name}"):
-            await asyncio.to_thread(parts.finish)
+            await finish(parts)
     return report
 
 
