@@ -350,6 +350,24 @@ async def test_a_reload_changes_the_stages_without_restarting_an_engine(tmp_path
         assert [served.pids for served in reranker.registry.models] == pids
 
 
+async def test_a_reload_lets_requests_finish_with_the_models_that_admitted_them(tmp_path: Path) -> None:
+    """A later stage's model has no users yet while the first stage runs."""
+    async with Reranker(cascade(tmp_path)) as reranker:
+        old = reranker.registry.find("large")
+        (pid,) = reranker.registry.find("small").pids
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            asked = asyncio.create_task(reranker.rerank(QUERY, TEXTS, model="both"))
+            while not len(old.queue.scheduler):
+                await asyncio.sleep(0)
+            await reranker.apply(cascade(tmp_path, of_large={"max_length": 64}))
+            assert reranker.registry.find("large") is not old
+            await reranker.rerank(QUERY, TEXTS, model="large")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert [(one.scored, one.error) for one in (await asked).stages] == [(8, ""), (3, "")]
+
+
 async def test_a_shutdown_waits_for_all_stages(tmp_path: Path) -> None:
     """The queue of the second stage admits the request before the first stage begins."""
     async with Reranker(cascade(tmp_path)) as reranker:

@@ -77,7 +77,8 @@ class Loader(Generic[M]):
     def retire(self, key: M) -> None:
         """Remove a model: new requests no longer use it, and it is unloaded when the current ones have
         finished."""
-        self._carry_out(self._policy.retire(key, self._now()))
+        if not self._closed:
+            self._carry_out(self._policy.retire(key, self._now()))
 
     def unload(self, key: M) -> None:
         """Unload the model as soon as it has no users; the next request loads it again."""

@@ -171,7 +171,7 @@ class ModelRegistry(ModelNames):
         if await asyncio.to_thread(served.is_changed):
             new = self._add(await asyncio.to_thread(preparing.prepare, self.settings, served.wanted))
             self._replace(served, new)
-            self._loader.retire(served)
+            self._retire(served)
             self._warm(new)
         else:
             served.reload()
@@ -203,7 +203,7 @@ class ModelRegistry(ModelNames):
                 f"{served.name} is the only served model and can't be removed. Add another model first."
             )
         self._remove(served)
-        self._loader.retire(served)
+        self._retire(served)
 
     async def apply(self, settings: Settings) -> None:
         """Apply changed settings: only what has changed is restarted. Refused and failed models are retried,
@@ -226,7 +226,7 @@ class ModelRegistry(ModelNames):
         old, entries = self.entries, self._plan(found, self._add)
         for entry in old:
             if entry not in entries:
-                self.setup.give_up(entry) if isinstance(entry, PendingModel) else self._loader.retire(entry)
+                self.setup.give_up(entry) if isinstance(entry, PendingModel) else self._retire(entry)
         for entry in entries:
             if isinstance(entry, PendingModel):
                 entry.retry() if entry in old else self.setup.begin(entry, silent)
@@ -264,6 +264,19 @@ class ModelRegistry(ModelNames):
 
         if served.wanted.preload:
             self._tasks.begin(load(), f"load {served.name}")
+
+    def _retire(self, served: ServedModel) -> None:
+        """Unload a model that is no longer served, as soon as the requests that it has admitted have
+        finished: also those to a cascade that have not reached its stage."""
+
+        async def retire() -> None:
+            await served.queue.wait_empty()
+            self._loader.retire(served)
+
+        if len(served.queue.scheduler):
+            self._tasks.begin(retire(), f"retire {served.name}")
+        else:
+            self._loader.retire(served)
 
     def _reread(self, served: ServedModel) -> None:
         """Reload a model whose file has changed, which was noticed when an engine was started."""
