@@ -25,6 +25,7 @@ from rerankd.scoring import stages
 from rerankd.scoring.result import ranked
 from rerankd.scoring.stages import Candidates, StageScores
 from rerankd.service import Reranker
+from rerankd.serving import request_images
 from support import GOLDEN, golden
 
 SIGMOID = Normalization("sigmoid")
@@ -366,6 +367,23 @@ async def test_a_reload_lets_requests_finish_with_the_models_that_admitted_them(
         finally:
             os.kill(pid, signal.SIGCONT)
         assert [(one.scored, one.error) for one in (await asked).stages] == [(8, ""), (3, "")]
+
+
+async def test_a_reload_while_images_are_fetched_serves_with_the_new_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, settings = request_images.readable, [cascade(tmp_path, of_large={"max_length": 64})]
+
+    async def slow(*request: Any) -> RerankRequest:
+        """A server of images that is slower than a reload."""
+        if settings:
+            await reranker.apply(settings.pop())
+        return await read(*request)
+
+    async with Reranker(cascade(tmp_path)) as reranker:
+        monkeypatch.setattr(request_images, "readable", slow)
+        result = await reranker.rerank(QUERY, TEXTS, model="both", score_threshold=0.01)
+    assert [one.scored for one in result.stages] == [8, 3]
 
 
 async def test_a_shutdown_waits_for_all_stages(tmp_path: Path) -> None:

@@ -164,8 +164,7 @@ class Reranker:
         timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
         timeout_s = await self.registry.setup.wait_until_read(request.model, timeout_s)
         ends = time.monotonic() + timeout_s
-        cascade = self.registry.cascade(request.model)
-        planned = await self._planned(request, cascade)
+        cascade, planned = await self._planned(request)
         budget_ms = cascade.budget_ms if cascade else planned[0].served.wanted.budget_ms
         deadline = Deadline(timeout_s, ends, Budget.of(request, budget_ms, since))
         outcomes = await score_in_stages(self.registry, planned, client, deadline, self.metrics)
@@ -176,17 +175,20 @@ class Reranker:
         tracing.count(documents=len(request.documents), tokens=result.tokens, cached=result.cached)
         return result
 
-    async def _planned(self, request: RerankRequest, cascade: Cascade | None) -> list[ModelStage]:
-        """The models that score the request, each with the request as it can read it."""
+    async def _planned(self, request: RerankRequest) -> tuple[Cascade | None, list[ModelStage]]:
+        """The cascade that the request is for, and the models that score it, each with the request as it can
+        read it."""
+        cascade, models = self.registry.cascade(request.model), self.registry.answering(request.model)
         planned = []
-        stages = cascade.stages if cascade else (None,)
-        for served, stage in zip(self.registry.answering(request.model), stages, strict=True):
+        for served, stage in zip(models, cascade.stages if cascade else (None,), strict=True):
             readable = await request_images.readable(request, served.engine, self.settings)
             keep, margin = (stage.keep, stage.margin) if stage else (None, None)
             planned.append(ModelStage(served, readable, keep, margin))
             if readable.has_images:  # images are fetched once
                 request = readable
-        return planned
+        if models != self.registry.answering(request.model):  # a reload while images were fetched
+            return await self._planned(request)
+        return cascade, planned
 
     async def answer_all(
         self,
