@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, get_args
 
 import annotated_types
@@ -77,7 +78,17 @@ def test_an_empty_score_range_is_rejected_from_every_source(low: float, high: fl
         config.load(f"[scoring]\nlow = {low}\n[models.a]\nhigh = {high}", {}, {})
 
 
-@pytest.mark.parametrize("name", ["home", "llama_path", "builtin_wheel", "host"])
+@pytest.mark.parametrize("name", ["home", "cache_path", "api_keys_file", "llama_path"])
+def test_a_path_may_begin_with_the_users_folder(name: str) -> None:
+    """Else a folder with the name ~ is made in the current one."""
+    for settings in (
+        config.load(f'{name} = "~/mine"', {}, {}),
+        config.load("", {f"RERANKD_{name.upper()}": "~/mine"}, {}),
+    ):
+        assert getattr(settings, name) == Path.home() / "mine"
+
+
+@pytest.mark.parametrize("name", ["home", "cache_path", "llama_path", "builtin_wheel", "host"])
 def test_a_blank_path_or_host_is_rejected(name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         config.load(f'{name} = " "', {}, {})

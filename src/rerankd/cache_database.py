@@ -68,7 +68,8 @@ def prepare(path: Path) -> str:
     """Create the file if there is none. A file that is damaged, or of another version, is renamed to
     *.damaged, which replaces an earlier one. Returns why that was necessary, or "". Raises OSError and
     sqlite3.Error."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # a file: the lock says that it is no folder
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locks.held_soon(path.parent, LOCK_S):
         try:
             _create(path)

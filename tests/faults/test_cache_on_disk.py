@@ -175,7 +175,7 @@ def test_a_path_that_is_a_file_costs_no_request(tmp_path: Path) -> None:
     with service(tmp_path, cache_path=path) as it:
         assert raw_scores(it.rerank(TEXTS)) == right(TEXTS)
         until(lambda: "can't be used" in it.output)
-        assert scores(it)["problem"]
+        assert scores(it)["problem"] == "Not a directory"
         assert it.metric("rerankd_disk_cache_scores_usable") == 0
 
 

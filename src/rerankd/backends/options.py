@@ -6,6 +6,7 @@ command line and the documentation are generated from these classes.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
 
@@ -31,12 +32,16 @@ class Options(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _is_no_switch(cls, value: object, info: ValidationInfo) -> object:
+        """Reject a switch where a value is expected, and a blank path. Files and services do not expand ~ in
+        a path as shells do."""
         field = cls.model_fields[info.field_name or ""]
         if isinstance(value, bool) and bool not in (field.annotation, *get_args(field.annotation)):
             raise ValueError("it takes a value, not true or false")
         is_path = Path in (field.annotation, *get_args(field.annotation))
-        if is_path and isinstance(value, str) and not value.strip():
-            raise ValueError("it is blank; name a path, or remove the setting")
+        if is_path and isinstance(value, str):
+            if not value.strip():
+                raise ValueError("it is blank; name a path, or remove the setting")
+            return os.path.expanduser(value)
         return value
 
     def options(self, of: type[O]) -> O:

@@ -61,7 +61,7 @@ class FixedSettings(Options):
         default_factory=folders.user_data, names_program=True, description="folder for models and logs"
     )
     # Who can write there can change scores, so a settings file in the current folder does not choose it.
-    cache_path: Annotated[Path | None, BeforeValidator(_sendable)] = setting(
+    cache_path: Path | None = setting(
         None,
         names_program=True,
         description="folder on a local disk for scores and vectors that survive a restart; if not set, they "

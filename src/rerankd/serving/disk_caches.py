@@ -20,12 +20,12 @@ class DiskCaches:
         self.scores: DiskCache | None = None
         self.vectors: DiskCache | None = None
         self.engine_vectors: VectorFile | None = None
-        folder, ttl_s = settings.cache_path, settings.cache_ttl_s
-        if folder is None:
+        if settings.cache_path is None:
             return
+        folder, ttl_s = settings.cache_path.absolute(), settings.cache_ttl_s
         self.scores = DiskCache(folder / _SCORES, settings.cache_disk_mb * 2**20, ttl_s, _SCORE_SPARES_S)
         if settings.vectors_disk_mb:
-            path, most_bytes = (folder / _VECTORS).absolute(), settings.vectors_disk_mb * 2**20
+            path, most_bytes = folder / _VECTORS, settings.vectors_disk_mb * 2**20
             self.engine_vectors = VectorFile(str(path), most_bytes, ttl_s)
             self.vectors = DiskCache(path, most_bytes, ttl_s, VECTOR_SPARES_S)
 
