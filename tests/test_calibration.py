@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerankd import config
+from rerankd.cli.calibrate import section_to_write
 from rerankd.config import ScoringSettings, sections
 from rerankd.errors import CollectionError, ConfigError
 from rerankd.evaluation import calibrate, calibration_report, reliability_plot
@@ -29,7 +30,7 @@ from rerankd.evaluation.collection import Collection
 from rerankd.formats import model_files
 from rerankd.normalization import MOST_KNOTS, Calibration, Normalization
 from rerankd.recipes import calibrations
-from rerankd.serving.prepare_model import resolve_file
+from rerankd.serving.prepare_model import prepare, resolve_file
 from support import GOLDEN
 
 OWN = Normalization("sigmoid")
@@ -354,6 +355,18 @@ def test_a_former_section_ends_where_the_next_table_begins(own: str, after: str)
 def test_a_file_that_can_not_be_changed_line_by_line_is_left_alone(text: str) -> None:
     with pytest.raises(ConfigError, match="can't be added"):
         sections.with_section(text, PATH, calibrations.section("e5", CALIBRATION), MISSING)
+
+
+@pytest.mark.parametrize(("model", "section"), [("a", "a"), ("b", "b"), ("c", "xlmr-head")])
+def test_a_calibration_is_of_the_section_that_was_asked_for(model: str, section: str, home: Path) -> None:
+    """Sections may have the same file and other prompts."""
+    file = GOLDEN / "bert-embedder.gguf"
+    prompts = 'query_prefix = "query: "\ndocument_prefix = ""\n'
+    text = f'[models.a]\nref = "{file}"\n{prompts}[models.b]\nref = "{file}"\nquery_prefix = ""\n'
+    reference = str(GOLDEN / "xlmr-head.gguf") if model == "c" else model
+    settings = config.load(text + 'document_prefix = ""\n', {}, {"home": home, "model": (reference,)})
+    name, lines = section_to_write(settings, prepare(settings))
+    assert name == section and lines.startswith(f"[models.{section}]\n") is (model == "c")
 
 
 # the model that it belongs to

@@ -75,7 +75,7 @@ def run(
         relevant_grade=options.relevant_grade,
         unjudged_irrelevant=candidates is not None,
     )
-    name, lines = _section(settings, prepared)
+    name, lines = section_to_write(settings, prepared)
     section = calibrations.section(name, calibration)
     report = calibration_report.Report(
         model=prepared.name,
@@ -125,13 +125,14 @@ async def _scored(
         return await calibrate.score_pairs(collection, documents, relevant_grade, ask, report)
 
 
-def _section(settings: config.Settings, prepared: Model) -> tuple[str, str]:
+def section_to_write(settings: config.Settings, prepared: Model) -> tuple[str, str]:
     """The name of the model's section, and the lines that begin it if the settings file has none."""
     from rerankd.recipes.resolution import section_name
 
-    named = next((name for name in settings.models if settings.of(name).ref == prepared.wanted.ref), None)
-    head = prepared.resolution.header(prepared.wanted.ref)
-    return named or section_name(prepared.wanted.ref), "\n".join(head)
+    wanted = prepared.wanted
+    # Several sections may have one file, with other prompts.
+    named = (name for name in wanted.names if name in settings.models and settings.of(name).ref == wanted.ref)
+    return next(named, section_name(wanted.ref)), "\n".join(prepared.resolution.header(wanted.ref))
 
 
 def _write_section(config_file: Path | None, name: str, lines: str, section: str) -> None:
