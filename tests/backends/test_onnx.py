@@ -283,6 +283,8 @@ def test_int8_is_used_only_if_it_is_set() -> None:
         (refusal,) = [one for backend, one in others if backend.name == "onnx"]
         assert isinstance(refusal, Refusal) and 'precision = "int8"' in refusal.next_step
         assert select.choose("auto", others).offer.backend.name != "onnx"
+    with pytest.raises(ConfigError, match=r'Leave it at auto, or set precision = "int8" to try it\.$'):
+        select.choose("onnx", answers("qwen3-headless.gguf"))
     for name in ("openvino", "llama"):
         with pytest.raises(ConfigError, match="it does not compute in int8"):
             select.choose(name, answers("qwen3-headless.gguf", precision="int8"))

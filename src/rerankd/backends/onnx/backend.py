@@ -88,10 +88,10 @@ class OnnxBackend(Unrated):
         if not survey:
             step = f"install it: {checks.INSTALL}"
             reason = "int8 needs ONNX Runtime, which is not installed"
-            return Refusal(reason, step if is_asked else f"{gain}; {step}", is_minor=not is_asked)
+            return Refusal(reason if is_asked else f"{reason}; {gain}", step, is_minor=not is_asked)
         if not is_asked:
-            step = f'{gain}; to try it, set precision = "int8"'
-            return Refusal("it computes in int8, which a user must choose", step, is_minor=True)
+            reason = f"it computes in int8, which a user must choose; {gain}"
+            return Refusal(reason, 'set precision = "int8" to try it', is_minor=True)
         assert spec.metadata is not None
         is_causal = spec.recipe.method == "causal_lm"
         held = spec.metadata.block_weights * _A_WEIGHT + _PREFIXES * is_causal
