@@ -18,6 +18,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
+from rerankd import propagators
 from rerankd.api import traces
 from support import GOLDEN, Program, post, start_serving, until
 
@@ -272,6 +273,43 @@ def test_a_collector_that_fails_costs_no_request(tmp_path: Path) -> None:
 def test_what_the_variables_ask_for(environ: dict[str, str], why: str | None) -> None:
     found = traces.refusal(environ)
     assert found == why or (why and found and why in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "-1", "max_queue_size must be a positive"),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "few", "non-negative integer but got few"),
+    ],
+)
+def test_variables_that_opentelemetry_refuses_cost_the_traces_only(
+    tmp_path: Path, name: str, value: str, says: str
+) -> None:
+    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", name: value}
+    with serving(tmp_path, XLMR, **env) as program:
+        assert post(f"{program.url}/v1/rerank", body()).status_code == 200
+        said = [line for line in program.said if "no traces are sent" in line]
+    assert len(said) == 1 and says in said[0]
+
+
+@pytest.mark.parametrize("traces_too", [True, False])
+def test_a_propagator_that_is_not_installed_is_ignored(tmp_path: Path, traces_too: bool) -> None:
+    env = {"OTEL_PROPAGATORS": "b4, tracecontext"}
+    env |= {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"} if traces_too else {}
+    with serving(tmp_path, XLMR, **env) as program:
+        assert post(f"{program.url}/v1/rerank", body()).status_code == 200
+        said = [line for line in program.said if "OTEL_PROPAGATORS" in line]
+    assert len(said) == 1 and "'b4'" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [("b4", ""), ("b4,baggage", "baggage"), ("tracecontext", "tracecontext"), ("NONE", "NONE"), (",", "")],
+)
+def test_propagators_that_are_installed_remain(given: str, left: str) -> None:
+    environ = {"OTEL_PROPAGATORS": given}
+    propagators.drop_missing(environ)
+    assert environ == {"OTEL_PROPAGATORS": left}
 
 
 def test_without_the_extra_a_line_says_what_to_install(tmp_path: Path) -> None:

@@ -58,13 +58,15 @@ def from_environment(environ: Mapping[str, str]) -> Traces | None:
             return Traces(_provider(environ))
         except ImportError as error:
             why = f"OpenTelemetry is not installed ({error}): pip install 'rerankd[otel]'"
+        except ValueError as error:
+            why = f"OpenTelemetry does not accept the value of a variable OTEL_…: {str(error).rstrip('.')}"
     if why:
         _log.warning("no traces are sent: %s. OTEL_TRACES_EXPORTER=none removes this line.", why)
     return None
 
 
 def _provider(environ: Mapping[str, str]) -> TracerProvider:
-    """Raises ImportError without the extra."""
+    """Raises ImportError without the extra, and ValueError for variables that OpenTelemetry refuses."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider

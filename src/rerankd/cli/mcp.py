@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rerankd import config, keys, logs
+from rerankd import config, keys, logs, propagators
 from rerankd.cli import completion
 from rerankd.cli.output import Config, say
 from rerankd.errors import ConfigError
@@ -54,6 +55,7 @@ def mcp(
     mcp_server.check_installed()
     settings = config.from_machine({"model": (model,) if model else None}, config_file)
     logs.configure(settings.log_level, settings.log_format)
+    propagators.drop_missing(os.environ)
     root = _readable(folder) if folder is not None else None
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rerankd import __version__, config, logs, server_records
+from rerankd import __version__, config, logs, propagators, server_records
 from rerankd.cli import completion
 from rerankd.cli.output import Config, say
 from rerankd.cli.progress_bar import progress
@@ -63,6 +63,7 @@ def serve(
 
     log = Store(settings.home).server_log(settings.port)
     logs.configure(settings.log_level, settings.log_format, log)
+    propagators.drop_missing(os.environ)
     try:
         again = asyncio.run(_serve(settings, log, partial(config.from_machine, flags, config_file), early))
     except asyncio.CancelledError:
