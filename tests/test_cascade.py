@@ -353,7 +353,8 @@ async def test_a_reload_changes_the_stages_without_restarting_an_engine(tmp_path
 
 async def test_a_reload_lets_requests_finish_with_the_models_that_admitted_them(tmp_path: Path) -> None:
     """A later stage's model has no users yet while the first stage runs."""
-    async with Reranker(cascade(tmp_path)) as reranker:
+    patient = {"health_poll_s": 3600}  # the engine that is stopped is not replaced, however long a load takes
+    async with Reranker(cascade(tmp_path, **patient)) as reranker:
         old = reranker.registry.find("large")
         (pid,) = reranker.registry.find("small").pids
         os.kill(pid, signal.SIGSTOP)
@@ -361,7 +362,7 @@ async def test_a_reload_lets_requests_finish_with_the_models_that_admitted_them(
             asked = asyncio.create_task(reranker.rerank(QUERY, TEXTS, model="both"))
             while not len(old.queue.scheduler):
                 await asyncio.sleep(0)
-            await reranker.apply(cascade(tmp_path, of_large={"max_length": 64}))
+            await reranker.apply(cascade(tmp_path, of_large={"max_length": 64}, **patient))
             assert reranker.registry.find("large") is not old
             await reranker.rerank(QUERY, TEXTS, model="large")
         finally:
