@@ -1,5 +1,5 @@
-"""The variable OTEL_PROPAGATORS. FastAPI and the SDK of MCP import OpenTelemetry's API, whose import fails if it
-names a propagator that is not installed, also where no traces are sent."""
+"""The variable OTEL_PROPAGATORS. FastAPI and the SDK of MCP import OpenTelemetry's API, also where no traces
+are sent, and that import fails if the variable names a propagator that is not installed."""
 
 from __future__ import annotations
 

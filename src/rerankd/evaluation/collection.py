@@ -266,7 +266,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
     except FileNotFoundError:
         raise CollectionError(
             f"The file {path} does not exist. A collection is a folder in BEIR's layout: corpus.jsonl, "
-            "queries.jsonl and qrels/test.tsv."
+            "queries.jsonl and qrels/SPLIT.tsv."
         ) from None
     except (OSError, ValueError) as error:
         raise CollectionError(f"{path} can't be read: {error}.") from None
