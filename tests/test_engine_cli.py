@@ -62,7 +62,7 @@ def test_an_engine_is_built_tested_used_and_removed(tmp_path: Path) -> None:
     assert rerankd("engine", "path", home=tmp_path).stdout.strip() == str(folder / "llama-server")
     rows = json.loads(rerankd("engine", "list", "--json", home=tmp_path).stdout)
     assert [(row["name"], row["used"]) for row in rows] == [
-        ("openvino", True), (name, True), ("bundled", False)
+        ("openvino", True), ("onnx", False), (name, True), ("bundled", False)
     ]  # fmt: skip
 
     scored = rerankd(
