@@ -270,6 +270,8 @@ def test_a_calibration_is_read_as_it_was_written(calibration: Calibration) -> No
         ({"method": "isotonic"}, "isotonic has 1 to 32 knots"),
         ({"knots": ((0.0, 0.1),)}, "platt has logit_mean and logit_sigma, and no knots"),
         ({"logit_sigma": 0.0}, "logit_sigma from 1e-06"),
+        ({"log_loss": (math.inf, 0.4)}, "finite numbers"),  # no JSON, so no status page
+        ({"reliability": ((math.nan, 0.05, 60),)}, "finite numbers"),
     ],
 )
 def test_a_calibration_that_can_not_be_meant_is_rejected(change: dict[str, Any], says: str) -> None:
@@ -287,9 +289,11 @@ def test_a_calibration_that_can_not_be_meant_is_rejected(change: dict[str, Any],
 
 def test_a_wrong_line_in_a_calibration_names_itself() -> None:
     text = calibrations.section("e5", CALIBRATION)
-    with pytest.raises(ConfigError, match=r"models\.e5\.calibration\.sigma = 3"):
+    with pytest.raises(ConfigError, match=r"\.calibration\.sigma is not a setting\. Did you mean logit"):
         config.load(text + "\nsigma = 3", {}, {})
-    with pytest.raises(ConfigError, match=r"models\.e5\.calibration.*platt has logit_mean"):
+    with pytest.raises(ConfigError, match=r"models\.e5\.calibration\.collection is missing\."):
+        config.load(text.replace('collection = "mine"\n', ""), {}, {})
+    with pytest.raises(ConfigError, match=r"models\.e5\.calibration can't be used: platt has logit_mean"):
         config.load(text.replace("logit_sigma = 2.0\n", ""), {}, {})
 
 

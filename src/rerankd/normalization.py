@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, ClassVar, Literal
 
 NormalizationName = Literal["sigmoid", "affine", "identity"]
@@ -89,6 +89,9 @@ class Calibration:
     unjudged_irrelevant: bool = False
 
     def __post_init__(self) -> None:
+        figures = (*self.log_loss, *self.brier, *self.ece, *chain(*self.reliability))
+        if not all(map(math.isfinite, figures)):
+            raise ValueError("its figures must be finite numbers")
         if self.method == "platt":
             mean, sigma = self.logit_mean, self.logit_sigma
             if mean is None or sigma is None or self.knots:

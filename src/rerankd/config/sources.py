@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ from rerankd.config.scoring_settings import ScoringSettings
 from rerankd.config.settings import Settings
 from rerankd.deprecated_names import deprecated_in
 from rerankd.errors import ConfigError
+from rerankd.normalization import Calibration
 
 _log = logging.getLogger("rerankd")
 
 FILE_NAME = "rerankd.toml"
 _PREFIX = "RERANKD_"
+_MOST_SHOWN = 200
 # Names of the variables that Kubernetes and Docker set, and how their values begin.
 _LINKS = (
     (r"SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?|ENV_\w+", ""),
@@ -164,7 +166,8 @@ def _environment_names(environ: Mapping[str, str]) -> dict[str, str]:
         if key in ("models", "scoring"):
             raise ConfigError(f"{name} is not a setting. Add a [{key}] section to a settings file instead.")
         if key not in Settings.model_fields:
-            raise ConfigError(f"{name} is not a setting.{_nearest(key, Settings, prefix=_PREFIX)}")
+            nearest = _nearest(key, Settings.model_fields, prefix=_PREFIX)
+            raise ConfigError(f"{name} is not a setting.{nearest}")
         names[name] = key
     return names
 
@@ -199,16 +202,23 @@ def _sentence(item: Any, sources: Mapping[str, str]) -> str:
                 f"{source}: {key} is not a setting: {location[-1]} belongs at the top of the file, above all "
                 "[sections]."
             )
-        return f"{source}: {key} is not a setting.{_nearest(str(location[-1]), owner)}"
+        return f"{source}: {key} is not a setting.{_nearest(str(location[-1]), owner.model_fields)}"
+    if item["type"] == "unexpected_keyword_argument":  # the only dataclass in the settings
+        nearest = _nearest(str(location[-1]), Calibration.__dataclass_fields__)
+        return f"{source}: {key} is not a setting.{nearest}"
+    if item["type"] in ("missing", "missing_argument"):
+        return f"{source}: {key} is missing."
     value = item["input"]
     typed = str(value).lower() if isinstance(value, bool) else repr(value)
-    shown = key if key == "api_key" else f"{key} = {typed}"  # a secret
+    # Neither a secret nor a long section is shown.
+    shown = key if key == "api_key" or len(typed) > _MOST_SHOWN else f"{key} = {typed}"
     reason = item["msg"].removeprefix("Value error, ").lower().replace("input should be", "it must be")
     return f"{source}: {shown} can't be used: {reason.partition(', unable to parse')[0]}."
 
 
-def _nearest(key: str, owner: type[BaseModel], prefix: str = "") -> str:
-    close = difflib.get_close_matches(key, owner.model_fields, n=1, cutoff=0.5)
+def _nearest(key: str, names: Iterable[str], prefix: str = "") -> str:
+    names = sorted(names)
+    close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     if not close:
-        return " The settings are: " + ", ".join(sorted(owner.model_fields)) + "."
+        return " The settings are: " + ", ".join(names) + "."
     return f" Did you mean {prefix + close[0].upper() if prefix else close[0]}?"
