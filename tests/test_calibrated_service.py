@@ -221,6 +221,8 @@ def test_a_collection_that_does_not_suffice_is_refused(
         (("--calibrate", "--url", "http://127.0.0.1:1"), "--calibrate needs the model's file"),
         (("--calibrate", "--model", "both"), "both is a cascade. Calibrate the models of its stages"),
         (("--calibrate", "--plot", "no-such-folder/plot.svg"), "--plot: the folder no-such-folder does not"),
+        (("--calibrate", "--plot", "."), "--plot: . is a folder"),
+        (("--save-run", "."), "--save-run: . is a folder"),
         (("--write",), "--write belongs to --calibrate"),
     ],
 )

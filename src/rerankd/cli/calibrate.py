@@ -90,16 +90,16 @@ def run(
         print_json(calibration_report.as_json(report))
     else:
         typer.echo(calibration_report.text(report))
-    if options.plot is not None:
-        title = f"{prepared.name} on {collection.name}"
-        _write_text(options.plot, reliability_plot.svg(title, found.before.bins, found.after.bins))
-        say(f"The reliability plot was written to {options.plot}.")
     if not options.write:
         say("To write the section to the settings file, add --write. Then: rerankd reload")
     elif not found.is_better:
         say("Nothing was written: the model's own scores are better probabilities already.")
     else:
         _write_section(options.config_file, name, lines, section)
+    if options.plot is not None:
+        title = f"{prepared.name} on {collection.name}"
+        _write_text(options.plot, reliability_plot.svg(title, found.before.bins, found.after.bins))
+        say(f"The reliability plot was written to {options.plot}.")
 
 
 async def _scored(

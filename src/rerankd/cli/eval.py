@@ -137,6 +137,8 @@ def evaluate(
     for option, file in (("--save-run", save_run), ("--plot", plot)):
         if file is not None and not file.parent.is_dir():
             raise ConfigError(f"{option}: the folder {file.parent} does not exist.")
+        if file is not None and file.is_dir():
+            raise ConfigError(f"{option}: {file} is a folder; name a file.")
     faults = Faults(lenient=lenient)
     if calibrate:
         calibration.check(settings, url)
