@@ -460,6 +460,21 @@ class Pipes:
                 stream.close()
 
 
+def test_a_request_with_half_a_character_is_answered(home: Path, free_port: str) -> None:
+    """The SDK drops what it can't parse, and the client would wait."""
+    started = Pipes(home, RERANKD_PORT=free_port)
+    try:
+        assert started.process.stdin is not None
+        started.process.stdin.write('no request\n[[\n{"id": "\\ud800", "method": "\\ud800"}\n')
+        started.rerank("a", "half of a panda: \ud83d")
+        answer = started.answer()
+        assert answer["id"] == started.asked and "not valid JSON in Unicode" in answer["error"]["message"]
+        started.request("ping")
+        assert started.answer() == {"jsonrpc": "2.0", "id": started.asked, "result": {}}
+    finally:
+        started.end()
+
+
 @pytest.fixture
 def pipes(home: Path, free_port: str) -> Iterator[Pipes]:
     """A process with a running engine of its own."""

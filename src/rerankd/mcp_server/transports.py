@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import anyio
 from mcp.server import Server
 from mcp.server.stdio import stdio_server
 from mcp.server.transport_security import TransportSecuritySettings
+from mcp.shared.message import SessionMessage
+from mcp_types import PARSE_ERROR, ErrorData, JSONRPCError
+from pydantic import ValidationError
 
 from rerankd.config import Settings
 from rerankd.errors import OutputFailed
@@ -46,8 +51,35 @@ async def serve_stdio(server: Server, scorer: Scorer) -> None:
 
 async def _run_stdio(server: Server) -> None:
     # The SDK also keeps what others print to standard output out of the protocol.
-    async with stdio_server() as (reader, writer):
-        await server.run(reader, writer, server.create_initialization_options())
+    async with stdio_server() as (reader, writer), anyio.create_task_group() as tasks:
+        forward, received = anyio.create_memory_object_stream[SessionMessage | Exception]()
+
+        async def read() -> None:
+            async with forward:
+                async for item in reader:
+                    if not isinstance(item, Exception):
+                        await forward.send(item)
+                    elif (answer := _refusal(item)) is not None:
+                        await writer.send(SessionMessage(answer))
+
+        tasks.start_soon(read)
+        await server.run(received, writer, server.create_initialization_options())
+        tasks.cancel_scope.cancel()
+
+
+def _refusal(error: Exception) -> JSONRPCError | None:
+    """Return the answer to a line that the SDK can't parse, None if it is no request. Without an answer, the
+    client would wait. Half of a character (a lone surrogate) is what clients send in earnest."""
+    fault = error.errors()[0] if isinstance(error, ValidationError) else None
+    try:
+        request = json.loads(fault["input"]) if fault else None
+    except (TypeError, ValueError, RecursionError):
+        return None
+    number = request.get("id") if isinstance(request, dict) else None
+    if fault is None or not (type(number) is int or (isinstance(number, str) and number.isascii())):
+        return None
+    message = f"The request is not valid JSON in Unicode: {fault['msg'].removeprefix('Invalid JSON: ')}."
+    return JSONRPCError(jsonrpc="2.0", id=number, error=ErrorData(code=PARSE_ERROR, message=message))
 
 
 def _only_os_error(failed: BaseException) -> OSError | None:
