@@ -456,6 +456,17 @@ def test_a_cascade_shows_its_stages(tab: Open, started: Any, tmp_path: Path) -> 
     assert accessibility_faults(page) == []
 
 
+def test_a_program_is_tested_when_the_models_are_known(tab: Open) -> None:
+    """What is drawn before that is drawn again, and a response would be lost."""
+    shown = tab()
+    shown.page.route("**/v1/status*", lambda route: None)
+    page = shown.open("connect")
+    button = page.get_by_role("button", name="Test")
+    expect(button).to_be_disabled()
+    page.unroute("**/v1/status*")
+    expect(button).to_be_enabled()
+
+
 def test_each_programs_request_is_answered(tab: Open, url: str) -> None:
     shown = tab()
     page = shown.open("connect")
@@ -708,7 +719,9 @@ def test_what_a_section_shows_at_times_is_accessible(tab: Open, locale: str, sch
     """Two models compared, a note, an error, the models that can be pulled."""
     shown = tab(locale=locale, color_scheme=scheme, reduced_motion="reduce")
     page = shown.open()
+    expect(page.locator("#model option")).to_have_count(2)
     page.locator("#compare").check()
+    page.locator("#query").fill("What do pandas eat?")
     page.locator("#documents").fill("panda bears eat bamboo " * 200 + "\nshort\nbread")
     page.locator("#ask button.primary").click()
     expect(page.locator(".result")).to_have_count(2)

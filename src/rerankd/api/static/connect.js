@@ -37,7 +37,8 @@ function show() {
     else link.removeAttribute("aria-current");
   }
   const result = el("div", { class: "tested", role: "status" });
-  const test = el("button", { type: "button", class: "primary" }, t("Test"));
+  // Until the models are known, the first update draws all this again, and a response would be lost.
+  const test = el("button", { type: "button", class: "primary", disabled: !$("model-c").value }, t("Test"));
   test.addEventListener("click", () => run(client, test, result));
   const code = client.code ? filled(client.code, false) : "";
   $("client").replaceChildren(
