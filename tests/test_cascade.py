@@ -26,7 +26,7 @@ from rerankd.scoring.result import ranked
 from rerankd.scoring.stages import Candidates, StageScores
 from rerankd.service import Reranker
 from rerankd.serving import request_images
-from support import GOLDEN, golden
+from support import GOLDEN, golden, suspend
 
 SIGMOID = Normalization("sigmoid")
 QUERY = "which bear lives in china?"
@@ -272,7 +272,7 @@ async def test_a_budget_that_ends_in_the_second_stage_keeps_the_order_of_the_fir
     async with Reranker(cascade(tmp_path)) as reranker:
         small = await reranker.rerank(QUERY, TEXTS, model="small")
         (pid,) = reranker.registry.find("large").pids
-        os.kill(pid, signal.SIGSTOP)
+        suspend(pid)
         try:
             result = await reranker.rerank(QUERY, TEXTS, model="both", budget_ms=500)
             none = await reranker.rerank(QUERY, TEXTS, model="both", budget_ms=500, score_threshold=0.5)
@@ -291,7 +291,7 @@ async def test_a_budget_that_ends_in_the_second_stage_keeps_the_order_of_the_fir
 async def test_a_budget_that_is_over_loads_no_model(tmp_path: Path) -> None:
     async with Reranker(cascade(tmp_path, of_large={"preload": False})) as reranker:
         (pid,) = reranker.registry.find("small").pids
-        os.kill(pid, signal.SIGSTOP)
+        suspend(pid)
         try:
             result = await reranker.rerank(QUERY, TEXTS, model="both", budget_ms=200)
         finally:
@@ -357,7 +357,7 @@ async def test_a_reload_lets_requests_finish_with_the_models_that_admitted_them(
     async with Reranker(cascade(tmp_path, **patient)) as reranker:
         old = reranker.registry.find("large")
         (pid,) = reranker.registry.find("small").pids
-        os.kill(pid, signal.SIGSTOP)
+        suspend(pid)
         try:
             asked = asyncio.create_task(reranker.rerank(QUERY, TEXTS, model="both"))
             while not len(old.queue.scheduler):

@@ -28,7 +28,7 @@ from rerankd.bulk.rows import Chunk, Columns, Pair, Scored, groups
 from rerankd.config import Settings
 from rerankd.errors import BulkError
 from rerankd.serving.prepare_model import prepare
-from support import environment, rerankd
+from support import environment, rerankd, suspend
 from test_calibration import CALIBRATION
 
 MODEL = Path(__file__).parent / "golden" / "xlmr-head.gguf"
@@ -326,7 +326,7 @@ def test_one_output_has_one_job_at_a_time(tmp_path: Path, home: Path) -> None:
     env = fake(tmp_path)
     job = Job(source, target, home, env)
     job.wait_for_rows(1)
-    job.process.send_signal(signal.SIGSTOP)
+    suspend(job.process.pid)
     done = rerankd("score", str(source), str(target), "--raw-scores", home=home, **env)
     job.process.send_signal(signal.SIGCONT)
     job.end(signal.SIGTERM)

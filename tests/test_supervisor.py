@@ -432,13 +432,6 @@ def test_the_supervisor_survives_its_own_exceptions(tmp_path: Path, caplog: pyte
     assert "unexpected reason" in caplog.text
 
 
-def stop(pid: int) -> None:
-    """Send SIGSTOP, and wait until the process has stopped: for a moment it can still answer."""
-    os.kill(pid, signal.SIGSTOP)
-    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-        os.sched_yield()
-
-
 @pytest.mark.parametrize("sign", [signal.SIGSTOP, "hang"])
 def test_an_engine_that_hangs_is_killed_and_replaced(tmp_path: Path, sign: signal.Signals | str) -> None:
     async def story() -> None:
@@ -447,7 +440,7 @@ def test_an_engine_that_hangs_is_killed_and_replaced(tmp_path: Path, sign: signa
             engine = await it.supervisor.ensure_ready()
             pid = it.supervisor.status.pid or 0
             if isinstance(sign, signal.Signals):
-                stop(pid)
+                support.suspend(pid)
             with pytest.raises(EngineUnavailable):  # the running call fails
                 await it.score(engine)
             assert await it.score(await it.supervisor.ensure_ready(after=engine)) == RIGHT
