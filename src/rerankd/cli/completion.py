@@ -144,3 +144,13 @@ models_here = names(_here)
 models_pulled = names(_pulled)
 models_to_pull = names(_pullable)
 models_known = names(_all)
+
+OwnModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Start an engine with this model instead of using a running server.",
+        autocompletion=models_here,
+    ),
+]
+"""The option of commands that ask a running server unless it is given."""

@@ -32,13 +32,7 @@ def evaluate(
             show_default="a small collection included in rerankd",
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Start an engine with this model instead of using a running server.",
-            autocompletion=completion.models_here,
-        ),
-    ] = None,
+    model: completion.OwnModel = None,
     url: Annotated[
         str | None,
         typer.Option(help="URL of the server to use: rerankd, llama-server, TEI, Infinity, Cohere's API …"),

@@ -24,13 +24,7 @@ def mcp(
         Path | None,
         typer.Option(help="Folder with text files that clients may search.", show_default="no search"),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Start an engine with this model instead of using a running server.",
-            autocompletion=completion.models_here,
-        ),
-    ] = None,
+    model: completion.OwnModel = None,
     http: Annotated[
         bool, typer.Option("--http", help="Serve over streamable HTTP instead of standard input and output.")
     ] = False,

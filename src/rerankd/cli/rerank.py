@@ -31,13 +31,7 @@ def rerank(
     top_n: Annotated[
         int | None, typer.Option(help="Print only this many documents, the best first.", min=1)
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Start an engine with this model instead of using a running server.",
-            autocompletion=completion.models_here,
-        ),
-    ] = None,
+    model: completion.OwnModel = None,
     raw_scores: Annotated[
         bool, typer.Option(help="Print the model's raw scores instead of scores from 0 to 1.")
     ] = False,

@@ -31,7 +31,7 @@ class DiskCaches:
 
     @property
     def status(self) -> dict[str, DiskStatus]:
-        """The state of each file, by what it holds."""
+        """The status of the files in use, by the kind of their values: "scores" and "vectors"."""
         both = {"scores": self.scores, "vectors": self.vectors}
         return {name: one.status() for name, one in both.items() if one is not None}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerankd.backends.worker import program
@@ -15,13 +14,9 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
-    flags = argparse.ArgumentParser(prog="rerankd.backends.onnx", allow_abbrev=False)
-    flags.add_argument("--model", required=True, type=Path)
-    flags.add_argument("--socket", required=True, help="path of the UNIX socket to serve on")
+    flags = program.parser("rerankd.backends.onnx")
     flags.add_argument("--pooling", required=True, choices=["rank", "mean", "cls", "none"])
     flags.add_argument("--labels", type=int, nargs="*", help="a causal model's label ids, none for its head")
-    flags.add_argument("--max-length", type=int, required=True, help="maximum tokens per input")
-    flags.add_argument("--threads", type=int, required=True)
     flags.add_argument("--precision", choices=["int8", "f32"], default="int8")
     return flags
 

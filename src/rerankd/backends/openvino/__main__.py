@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerankd.backends.token_vectors import TokenVectors
@@ -16,13 +15,9 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
-    flags = argparse.ArgumentParser(prog="rerankd.backends.openvino", allow_abbrev=False)
-    flags.add_argument("--model", required=True, type=Path)
-    flags.add_argument("--socket", required=True, help="path of the UNIX socket to serve on")
+    flags = program.parser("rerankd.backends.openvino")
     flags.add_argument("--pooling", required=True, choices=["rank", "mean", "cls", "none"])
     flags.add_argument("--labels", type=int, nargs="*", help="a causal model's label ids, none for its head")
-    flags.add_argument("--max-length", type=int, required=True, help="maximum tokens per input")
-    flags.add_argument("--threads", type=int, required=True)
     flags.add_argument("--precision", choices=["f32", "bf16"], default="f32")
     flags.add_argument("--why", default="", help="the reason for the precision, in words")
     flags.add_argument("--token-vectors", type=TokenVectors.parse, help="late interaction, as JSON")

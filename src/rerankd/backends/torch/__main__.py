@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerankd.backends.token_vectors import TokenVectors
@@ -17,13 +16,9 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
-    flags = argparse.ArgumentParser(prog="rerankd.backends.torch", allow_abbrev=False)
-    flags.add_argument("--model", required=True, type=Path)
-    flags.add_argument("--socket", required=True, help="path of the UNIX socket to serve on")
+    flags = program.parser("rerankd.backends.torch")
     flags.add_argument("--pooling", required=True, choices=["rank", "mean", "cls", "last", "none"])
     flags.add_argument("--labels", type=int, nargs="+", default=(), help="a causal model's label ids")
-    flags.add_argument("--max-length", type=int, required=True, help="maximum tokens per input")
-    flags.add_argument("--threads", type=int, required=True)
     flags.add_argument("--device", default="cpu")
     flags.add_argument("--precision", choices=["f32", "bf16", "f16"], default="f32")
     flags.add_argument("--blocks", action="store_true", help="score each batch as a block of documents")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerankd.errors import ModelFileError
@@ -12,6 +14,16 @@ from rerankd.process.failure_reasons import DAMAGED_FILE
 
 if TYPE_CHECKING:
     from rerankd.backends.worker.scorer import Scorer
+
+
+def parser(name: str) -> argparse.ArgumentParser:
+    """Return a parser with the arguments of every worker program; `name` is the program's module."""
+    flags = argparse.ArgumentParser(prog=name, allow_abbrev=False)
+    flags.add_argument("--model", required=True, type=Path)
+    flags.add_argument("--socket", required=True, help="path of the UNIX socket to serve on")
+    flags.add_argument("--max-length", type=int, required=True, help="maximum tokens per input")
+    flags.add_argument("--threads", type=int, required=True)
+    return flags
 
 
 def run(load: Callable[[], Scorer], socket: str, errors: tuple[type[Exception], ...]) -> int:
