@@ -35,11 +35,11 @@ import models
 from rerankd import machine
 from rerankd.backends.llama import completion
 from rerankd.benchmark.load import text
+from rerankd.client import ANONYMOUS, Client
 from rerankd.config import Settings
 from rerankd.domain import RerankRequest
 from rerankd.rerank_result import RerankResult
 from rerankd.service import Reranker
-from rerankd.serving.admission import ANONYMOUS, Client
 from rerankd.serving.queue_scores import Answer
 from support import golden_settings
 

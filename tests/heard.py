@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rerankd.client import ANONYMOUS, Client
 from rerankd.config import Settings
 from rerankd.content import text_of
 from rerankd.domain import RerankRequest
 from rerankd.rerank_result import RerankResult, ScoredDocument
 from rerankd.service import Reranker
-from rerankd.serving.admission import ANONYMOUS, Client
 from rerankd.serving.pending_model import PendingModel
 
 

@@ -7,7 +7,8 @@ from collections import deque
 
 import pytest
 
-from rerankd.serving.admission import Client, LimitReached, QueueLimits, Usage, UsageByClient
+from rerankd.client import Client
+from rerankd.serving.admission import LimitReached, QueueLimits, Usage, UsageByClient
 from rerankd.serving.scheduler import Scheduler
 
 MANY = 10**9

@@ -11,8 +11,8 @@ import pytest
 
 from heard import Heard
 from rerankd.api.app import create_app
+from rerankd.client import Client
 from rerankd.config import Settings
-from rerankd.serving.admission import Client
 
 BODY: dict[str, Any] = {"query": "q", "documents": ["a", "b"]}
 

@@ -15,12 +15,12 @@ from rerankd.api.app import create_app
 from rerankd.api.dialects import table
 from rerankd.api.routes import router
 from rerankd.api.server import Server
+from rerankd.client import ANONYMOUS, Client
 from rerankd.config import Settings, load
 from rerankd.domain import RerankRequest
 from rerankd.errors import ConfigError, EngineStartFailed, EngineTimeout, RerankdError
 from rerankd.rerank_result import RerankResult, ScoredDocument
 from rerankd.service import Reranker
-from rerankd.serving.admission import ANONYMOUS, Client
 from rerankd.serving.prepare_model import Model, prepare
 
 _GGUF = Path(__file__).parent / "golden" / "xlmr-head.gguf"

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from rerankd.backends.base import BatchPolicy
+from rerankd.client import ANONYMOUS, Client
 from rerankd.errors import EngineError, EngineUnavailable, Overloaded, QueryRefused, Stopping
 from rerankd.scoring.engine_input import Input, Question
-from rerankd.serving.admission import ANONYMOUS, Client, QueueLimits
+from rerankd.serving.admission import QueueLimits
 from rerankd.serving.queue import Queue
 from rerankd.serving.queue_scores import Answer, Scores
 from rerankd.serving.scheduler import Scheduler

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from rerankd.backends.base import BatchPolicy
-from rerankd.serving.admission import Client, QueueLimits
+from rerankd.client import Client
+from rerankd.serving.admission import QueueLimits
 from rerankd.serving.batches import BatchLimits, whole
 from rerankd.serving.scheduler import Scheduler
 from rerankd.serving.throughput import Throughput

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from rerankd.backends.base import BatchPolicy
-from rerankd.serving.admission import Client, QueueLimits, Usage
+from rerankd.client import Client
+from rerankd.serving.admission import QueueLimits, Usage
 from rerankd.serving.scheduler import WEIGHTS, NextBatch, Scheduler
 from rerankd.serving.waiting_inputs import NEARLY
 

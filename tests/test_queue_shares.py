@@ -12,7 +12,8 @@ from dataclasses import replace
 import pytest
 
 from rerankd.backends.base import BatchPolicy
-from rerankd.serving.admission import Client, QueueLimits
+from rerankd.client import Client
+from rerankd.serving.admission import QueueLimits
 from rerankd.serving.fairness import MOST_AHEAD
 from rerankd.serving.scheduler import NextBatch, Scheduler
 from rerankd.serving.turn_order import TurnOrder

@@ -7,12 +7,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
+from rerankd.client import ANONYMOUS, Client
 from rerankd.domain import RerankRequest
 from rerankd.errors import RerankdError
 from rerankd.rerank_result import RerankResult
 from rerankd.service import Reranker
 from rerankd.serving import request_checks
-from rerankd.serving.admission import ANONYMOUS, Client
 
 # Enough short requests to fill the batches of an engine, and far below the queue's limit of requests.
 _MOST_AT_ONCE = 32

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from rerankd import config, keys, tracing
 from rerankd.backends.base import Engine
+from rerankd.client import ANONYMOUS, Client
 from rerankd.config import Settings
 from rerankd.config.cascade import Cascade
 from rerankd.content import Content
@@ -25,7 +26,6 @@ from rerankd.metrics import Metrics
 from rerankd.process.states import Status
 from rerankd.rerank_result import RerankResult
 from rerankd.serving import metric_readings, request_checks, request_images
-from rerankd.serving.admission import ANONYMOUS, Client
 from rerankd.serving.document_scores import Budget
 from rerankd.serving.prepare_model import Model
 from rerankd.serving.registry import ModelRegistry

@@ -6,8 +6,8 @@ import ipaddress
 
 from fastapi import Request
 
+from rerankd.client import Client
 from rerankd.keys import Key
-from rerankd.serving.admission import Client
 from rerankd.serving.scheduler import WEIGHTS
 
 

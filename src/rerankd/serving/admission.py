@@ -17,19 +17,6 @@ if TYPE_CHECKING:
 _SHARE = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Client:
-    """The sender of a request. All requests with the same name share one share of the queue; `weight` is
-    relative to other clients."""
-
-    name: str = ""
-    weight: float = 1.0
-
-
-ANONYMOUS = Client()
-"""The client if clients are not distinguished."""
-
-
 class Usage(NamedTuple):
     """The usage of the queue by requests that wait or are being scored: their number, documents (inputs once
     they are tokenized), tokens, and bytes of text."""

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rerankd.backends.base import BatchPolicy
+from rerankd.client import Client
 from rerankd.errors import EngineUnavailable, Overloaded, Stopping
 from rerankd.scoring.block_scores import Block
 from rerankd.scoring.engine_input import Input
 from rerankd.serving import queue_steps
-from rerankd.serving.admission import Client, LimitReached
+from rerankd.serving.admission import LimitReached
 from rerankd.serving.queue_scores import Answer, Scores
 from rerankd.serving.scheduler import NextBatch, Scheduler
 

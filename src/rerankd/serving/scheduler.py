@@ -18,8 +18,9 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from rerankd.backends.base import BatchPolicy
+from rerankd.client import Client
 from rerankd.domain import Priority
-from rerankd.serving.admission import Client, LimitReached, QueueLimits, Usage, UsageByClient
+from rerankd.serving.admission import LimitReached, QueueLimits, Usage, UsageByClient
 from rerankd.serving.batch_size import BatchLimits, BatchSize
 from rerankd.serving.batches import Others, Part, form
 from rerankd.serving.throughput import Throughput

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rerankd.client import Client
 from rerankd.domain import RerankRequest
 from rerankd.errors import EngineError
 from rerankd.metrics import Metrics
@@ -20,7 +21,6 @@ from rerankd.scoring import deduplicate, stages
 from rerankd.scoring.result import Scored, ranked
 from rerankd.scoring.stages import Candidates, StageScores
 from rerankd.serving import request_checks
-from rerankd.serving.admission import Client
 from rerankd.serving.document_scores import Budget, nothing_scored, score_documents, texts_to_score
 from rerankd.serving.queue import QueuedRequest
 from rerankd.serving.registry import ModelRegistry

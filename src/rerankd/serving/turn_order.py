@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from rerankd.serving.admission import Client
+from rerankd.client import Client
 from rerankd.serving.fairness import HEAD_START, FairShare
 from rerankd.serving.waiting_inputs import NEARLY
 
