@@ -37,7 +37,7 @@ def settings() -> str:
     """The table of all settings except the sections."""
     fields = config.Settings.model_fields
     # The settings that a model can have of its own, and those of backends, come last.
-    of_models = (config.RequestDefaults, config.ServingSettings)
+    of_models = (config.RequestDefaults, config.ServingSettings, config.RaySettings)
     last = [*(name for group in of_models for name in group.model_fields), *setting_options.of_backends()]
     rows = [
         f"| `{name}` | {_default(name, field)} | {field.description} | {config.needs(name)} |"

@@ -30,6 +30,18 @@ class RerankdError(Exception):
         self.message = message
         self.retry_after_s = self.wait_s if retry_after_s is None else retry_after_s
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exception's own version calls the class with `args`, which lacks what a subclass takes besides.
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[RerankdError], args: tuple[object, ...], state: dict[str, object]) -> RerankdError:
+    """An error that another process has raised."""
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
 
 class InvalidRequest(RerankdError, code="invalid_request", status_hint=400, exit_code=2):
     """The request is invalid; the message names the field and the expected value."""

@@ -5,6 +5,7 @@ options.py. Its environment variable is `RERANKD_` followed by the name in capit
 """
 
 from rerankd.config.model_settings import EffectiveModelSettings, ModelSettings, ServingSettings
+from rerankd.config.ray_settings import RaySettings
 from rerankd.config.request_defaults import RequestDefaults
 from rerankd.config.scoring_settings import ScoringSettings
 from rerankd.config.settings import Settings, changed, engines_differ, needs
@@ -14,6 +15,7 @@ __all__ = [
     "FILE_NAME",
     "EffectiveModelSettings",
     "ModelSettings",
+    "RaySettings",
     "RequestDefaults",
     "ScoringSettings",
     "ServingSettings",

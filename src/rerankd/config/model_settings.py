@@ -10,6 +10,7 @@ from rerankd.backends.options import Options, per_model
 from rerankd.backends.table import BACKENDS
 from rerankd.config.backend_options import with_options, with_overrides
 from rerankd.config.cascade import Stages
+from rerankd.config.ray_settings import RaySettings
 from rerankd.config.request_defaults import RequestDefaults
 from rerankd.config.scoring_settings import ScoringSettings
 from rerankd.normalization import Calibration
@@ -65,7 +66,7 @@ class ServingSettings(Options):
     )
 
 
-@with_overrides(ServingSettings, RequestDefaults)
+@with_overrides(ServingSettings, RequestDefaults, RaySettings)
 class ModelSettings(ScoringSettings):
     """One `[models.NAME]` section. A setting that it omits has the value set for all models."""
 
@@ -85,7 +86,7 @@ class ModelSettings(ScoringSettings):
 
 
 @with_options
-class EffectiveModelSettings(ServingSettings, RequestDefaults):
+class EffectiveModelSettings(ServingSettings, RequestDefaults, RaySettings):
     """All settings of one model to serve, after merging. `names` are the names that the user gave it, none or
     several; the first one is displayed."""
 
@@ -97,8 +98,8 @@ class EffectiveModelSettings(ServingSettings, RequestDefaults):
     @property
     def of_engines(self) -> Self:
         """The settings that an engine depends on. If they are equal after a reload, the engine keeps running;
-        the defaults of requests are reset here because they do not concern engines."""
-        fields = RequestDefaults.model_fields
+        what does not concern engines is reset here."""
+        fields = RequestDefaults.model_fields | RaySettings.model_fields
         return self.model_copy(update={name: field.default for name, field in fields.items()})
 
     @property

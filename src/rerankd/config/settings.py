@@ -20,13 +20,14 @@ from rerankd.config.model_settings import (
     Seconds,
     ServingSettings,
 )
+from rerankd.config.ray_settings import RaySettings
 from rerankd.config.request_defaults import RequestDefaults
 from rerankd.config.scoring_settings import ScoringSettings
 from rerankd.config.service_settings import FixedSettings, LiveSettings
 
 
 @with_options
-class Settings(ServingSettings, RequestDefaults, LiveSettings, FixedSettings):
+class Settings(ServingSettings, RequestDefaults, RaySettings, LiveSettings, FixedSettings):
     """All settings of rerankd, validated."""
 
     model: Names = setting(
@@ -166,7 +167,7 @@ class Settings(ServingSettings, RequestDefaults, LiveSettings, FixedSettings):
 
 def needs(name: str) -> Needs:
     """Return what a change of a setting requires: nothing, an engine restart or a service restart."""
-    groups = (RequestDefaults, LiveSettings, FixedSettings)
+    groups = (RequestDefaults, RaySettings, LiveSettings, FixedSettings)
     return next((group.needs for group in groups if name in group.model_fields), Options.needs)
 
 
