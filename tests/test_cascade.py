@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -26,7 +27,7 @@ from rerankd.scoring.result import ranked
 from rerankd.scoring.stages import Candidates, StageScores
 from rerankd.service import Reranker
 from rerankd.serving import request_images
-from support import GOLDEN, golden, suspend
+from support import GOLDEN, golden, rerankd, suspend
 
 SIGMOID = Normalization("sigmoid")
 QUERY = "which bear lives in china?"
@@ -401,3 +402,49 @@ def test_settings_with_a_cascade_can_be_changed_by_arguments() -> None:
     """A validation of all values again took the defaults of its section for settings."""
     settings = config.override(loaded(CASCADE), {"port": 1})
     assert settings.port == 1 and settings.cascades[0].stages[1].keep == 3
+
+
+# --- the commands for one model ---------------------------------------------------------------------------
+
+WHOLE = """\
+[models.both]
+stages = ["a", {model = "b", keep = 20, margin = 1.5}, {model = "c d", keep = 5}]
+aliases = ["good", "fast"]
+budget_ms = 300
+"""
+
+
+@pytest.mark.parametrize("command", ["inspect", "show", "recipe show"])
+def test_the_commands_that_show_a_model_show_a_cascade(command: str, tmp_path: Path) -> None:
+    file = tmp_path / "rerankd.toml"
+    file.write_text(WHOLE)
+    text = rerankd(*command.split(), "both", "--config", str(file), home=tmp_path)
+    values = rerankd(*command.split(), "both", "--json", "--config", str(file), home=tmp_path)
+    assert text.returncode == values.returncode == 0, text.stderr + values.stderr
+    shown = json.loads(values.stdout)
+    assert shown["text"] == text.stdout.rstrip("\n")
+    stages = shown["models"]["both"]["stages"] if command == "recipe show" else shown["stages"]
+    assert [(one["model"], one.get("keep"), one.get("margin")) for one in stages] == [
+        ("a", None, None),
+        ("b", 20, 1.5),
+        ("c d", 5, None),
+    ]
+    assert "300" in text.stdout
+    if command == "recipe show":
+        assert config.load(text.stdout, {}, {}).models == config.load(WHOLE, {}, {}).models
+
+
+def test_the_commands_that_need_one_model_name_those_of_the_stages(tmp_path: Path) -> None:
+    file, pairs = tmp_path / "rerankd.toml", tmp_path / "pairs.jsonl"
+    file.write_text(WHOLE)
+    pairs.write_text('{"query": "a", "document": "b", "score": 0.5}\n')
+    at = ("--config", str(file))
+    for command in (
+        ("recipe", "new", "both", *at),
+        ("recipe", "test", str(file), "--pairs", str(pairs)),
+        ("pull", "both", *at),
+        ("tune", str(tmp_path), "--base", "both", "--output", str(tmp_path / "new"), *at),
+        ("tune", str(tmp_path), "--base", "a", "--teacher", "both", "--output", str(tmp_path / "new"), *at),
+    ):
+        ran = rerankd(*command, home=tmp_path)
+        assert ran.returncode == 2 and "Name the model of a stage: a, b, c d." in ran.stderr, ran.stderr

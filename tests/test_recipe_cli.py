@@ -99,6 +99,36 @@ def test_show_prints_a_section_that_serve_accepts(run: Run, tmp_path: Path) -> N
     assert refused.returncode == 3 and "plain language model" in refused.stderr
 
 
+@pytest.mark.parametrize("name", ["mine", "other", "a name.with dots"])
+def test_show_prints_the_section_that_was_named(name: str, run: Run, tmp_path: Path) -> None:
+    """Several sections may have one file: each is shown under its own name, with its own settings."""
+    path = GOLDEN / "xlmr-head.gguf"
+    lengths = {"mine": 64, "other": 32, "a name.with dots": 48}
+    file = tmp_path / "rerankd.toml"
+    sections = (f'[models."{one}"]\nref = "{path}"\nmax_length = {most}\n' for one, most in lengths.items())
+    file.write_text("".join(sections))
+    recipe = run("recipe", "show", name, "--config", file)
+    found = config.load(recipe.stdout, {}, {}).models
+    assert list(found) == [name] and found[name].max_length == lengths[name], recipe.stderr
+    values = json.loads(run("recipe", "show", name, "--json", "--config", file).stdout)
+    assert tomllib.loads(recipe.stdout) == {"models": values["models"]}
+    assert (values["sources"]["max_length"], values["text"]) == ("settings", recipe.stdout.rstrip("\n"))
+    shown = json.loads(run("show", name, "--json", "--config", file).stdout)
+    assert shown["recipe"]["max_length"] == lengths[name]
+
+
+def test_the_settings_that_are_missing_go_into_the_section_that_was_named(run: Run, tmp_path: Path) -> None:
+    """A second section for the same file would never be read."""
+    file = tmp_path / "rerankd.toml"
+    file.write_text(f'[models.mine]\nref = "{GOLDEN / "qwen2-labels.gguf"}"\nmax_length = 64\n')
+    for command in ("inspect", "show"):
+        assert "[models.mine]" in run(command, "mine", "--config", file).stdout
+    assert "[models.mine]" in run("recipe", "show", "mine", "--config", file).stderr
+    written = tmp_path / "new.toml"
+    made = run("recipe", "new", "mine", "--output", written, "--config", file)
+    assert "[models.mine]" in written.read_text(), made.stderr
+
+
 def test_show_reads_a_repository_without_a_download(run: Run, tmp_path: Path) -> None:
     files = {"model.gguf": (GOLDEN / "qwen3-headed.gguf").read_bytes()}
     with fake_hub(repos={"org/repo": files}) as hub:

@@ -41,7 +41,7 @@ def pull(
             store=Store(settings.home),
             hubs=_hubs(),
             downloader=downloader,
-            resolve=lambda metadata: resolve_file(metadata, wanted.scoring),
+            resolve=lambda metadata: resolve_file(metadata, wanted.scoring, section=wanted.section),
             check=check,
             say=say,
             progress=progress,
@@ -90,7 +90,7 @@ def read_remote(settings: Settings, model: str, progress: Progress) -> Remote:
             except (FetchError, UnknownModel):
                 if at + 1 == len(sources):
                     raise
-    resolved = resolve_file(metadata, wanted.scoring)
+    resolved = resolve_file(metadata, wanted.scoring, section=wanted.section)
     return Remote(metadata, resolved, source, choice, quants(listing.files))
 
 

@@ -127,12 +127,8 @@ async def _scored(
 
 def section_to_write(settings: config.Settings, prepared: Model) -> tuple[str, str]:
     """The name of the model's section, and the lines that begin it if the settings file has none."""
-    from rerankd.recipes.resolution import section_name
-
-    wanted = prepared.wanted
-    # Several sections may have one file, with other prompts.
-    named = (name for name in wanted.names if name in settings.models and settings.of(name).ref == wanted.ref)
-    return next(named, section_name(wanted.ref)), "\n".join(prepared.resolution.header(wanted.ref))
+    ref = prepared.wanted.ref
+    return prepared.resolution.name(ref), "\n".join(prepared.resolution.header(ref))
 
 
 def _write_section(config_file: Path | None, name: str, lines: str, section: str) -> None:

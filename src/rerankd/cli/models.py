@@ -11,11 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from rerankd import config
-from rerankd.cli import completion, running_server
+from rerankd.cli import cascades, completion, running_server
 from rerankd.cli.output import Config, Json, print_json, say
 from rerankd.cli.progress_bar import progress
 from rerankd.cli.tables import print_rows
-from rerankd.config.cascade import Cascade
 from rerankd.errors import ConfigError, RerankdError, UnknownModel
 from rerankd.progress import size_words, step
 
@@ -54,7 +53,9 @@ def inspect(
 
     settings = config.from_machine({}, config_file)
     if (cascade := settings.cascade(model)) is not None:
-        return _inspect_cascade(cascade, check=check, as_json=as_json)
+        if check:
+            raise ConfigError(f"{cascade.name} is a cascade: run --check with the model of each stage.")
+        return print_json(cascades.as_json(cascade)) if as_json else typer.echo(cascades.text(cascade))
     wanted = settings.of(model)
     if check and is_remote(settings, wanted):
         raise UnknownModel(f"--check needs the model on this machine. Run `rerankd pull {model}`.")
@@ -104,22 +105,6 @@ def inspect(
         raise typer.Exit(3)
 
 
-def _inspect_cascade(cascade: Cascade, *, check: bool, as_json: bool) -> None:
-    """Show the stages of a cascade; each is a model that can be inspected."""
-    if check:
-        raise ConfigError(f"{cascade.name} is a cascade: run --check with the model of each stage.")
-    if as_json:
-        stages = [stage.model_dump() for stage in cascade.stages]
-        return print_json({"cascade": cascade.name, "stages": stages, "budget_ms": cascade.budget_ms})
-    lines = [f"{cascade.name}: a cascade in the settings"]
-    for at, stage in enumerate(cascade.stages, 1):
-        documents = "all documents" if stage.keep is None else f"the best {stage.keep} documents so far"
-        if stage.margin is not None:
-            documents += f"; with top_n, only those at most {stage.margin:g} below document top_n"
-        lines.append(f"  stage {at}: {stage.model} scores {documents}")
-    typer.echo("\n".join([*lines, f"for a stage's model: rerankd inspect {cascade.stages[0].model}"]))
-
-
 def pull(
     model: Annotated[
         str,
@@ -141,6 +126,7 @@ def pull(
     from rerankd.hub import builtin, store
 
     settings = config.from_machine({}, config_file)
+    scoring = cascades.of_model(settings, model).scoring
     folders = store.Store(settings.home)
     folders.check_writable()
     with progress() as report:
@@ -152,7 +138,7 @@ def pull(
 
         def start(path: Path) -> None:
             with step(report, "starting the engine to check it"):
-                pulling.start_once(settings, path, settings.of(model).scoring, report)
+                pulling.start_once(settings, path, scoring, report)
 
         record = pulling.pull(
             settings, model, say=say, progress=report, check=start if check else lambda path: None
@@ -233,13 +219,20 @@ def show(
     as_json: Json = False,
     config_file: Config = None,
 ) -> None:
-    """Show a model's file and how it is scored, or where it can be pulled from."""
+    """Show a model's file and how it is scored, or where it can be pulled from; of a cascade, its stages."""
     from rerankd.hub import listing, store
     from rerankd.serving.prepare_model import resolve_model
 
     settings = config.from_machine({}, config_file)
-    ref = settings.of(model).ref
-    description = listing.describe(store.Store(settings.home), ref, partial(resolve_model, settings))
+    if (cascade := settings.cascade(model)) is not None:
+        description = cascades.as_json(cascade)
+    else:
+        # Several sections may have one file: the settings are those of the section that was named.
+        description = listing.describe(
+            store.Store(settings.home),
+            settings.of(model).ref,
+            lambda metadata, _: resolve_model(settings, metadata, model),
+        )
     if as_json:
         print_json(description)
     else:

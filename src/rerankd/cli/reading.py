@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rerankd.cli.cascades import of_model
 from rerankd.config import EffectiveModelSettings, Settings
 from rerankd.formats import model_files
 from rerankd.formats.metadata import ModelMetadata
@@ -60,7 +61,7 @@ def is_remote(settings: Settings, wanted: EffectiveModelSettings) -> bool:
 def read(settings: Settings, model: str, progress: Progress) -> Read:
     """Read the model that the user refers to as `model`; of a repository, only the start of each file.
     Raises what `Store.locate`, `model_files.read` and `pulling.read_remote` raise."""
-    wanted = settings.of(model)
+    wanted = of_model(settings, model)
     if is_remote(settings, wanted):
         from rerankd import pulling  # imports the hubs' clients, which takes a second
 
@@ -68,4 +69,4 @@ def read(settings: Settings, model: str, progress: Progress) -> Read:
         return Read(found.metadata, found.resolved, found)
     path = store.Store(settings.home).locate(wanted.ref, progress, settings.builtin_wheel)
     metadata = model_files.read(path)
-    return Read(metadata, resolve_file(metadata, wanted.scoring, wanted.calibration))
+    return Read(metadata, resolve_file(metadata, wanted.scoring, wanted.calibration, wanted.section))

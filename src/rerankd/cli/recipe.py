@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rerankd import config
-from rerankd.cli import completion
+from rerankd.cli import cascades, completion
 from rerankd.cli.help import App
 from rerankd.cli.output import Config, Json, print_json, say
 from rerankd.cli.progress_bar import progress
@@ -39,8 +40,8 @@ _WIDEST = 40  # characters of a query or document in the table
 
 
 @app.command()
-def show(model: _Model, config_file: Config = None) -> None:
-    """Print a model's recipe as TOML, with the source of each part.
+def show(model: _Model, as_json: Json = False, config_file: Config = None) -> None:
+    """Print a model's recipe as TOML, with the source of each part; of a cascade, its stages.
 
     The output is a section of rerankd.toml with the whole recipe. Edit it to score the model differently;
     unedited, it does not change the scores. Exit code 3 if the model is refused.
@@ -49,12 +50,23 @@ def show(model: _Model, config_file: Config = None) -> None:
     from rerankd.recipes.recipe_section import section
 
     settings = config.from_machine({}, config_file)
-    wanted = settings.of(model)
-    with progress() as report:
-        found = read(settings, model, report)
-    recipe = found.resolved.require(wanted.ref)
-    _check_name(wanted.ref)
-    typer.echo(section(found.resolved, recipe, wanted.ref, wanted.scoring.pooling))
+    sources: dict[str, str] = {}
+    if (cascade := settings.cascade(model)) is not None:
+        text = cascades.section(cascade)
+    else:
+        wanted = settings.of(model)
+        with progress() as report:
+            found = read(settings, model, report)
+        recipe = found.resolved.require(wanted.ref)
+        _check_name(wanted.ref)
+        text, sources = (
+            section(found.resolved, recipe, wanted.ref, wanted.scoring.pooling),
+            {**recipe.sources},
+        )
+    if as_json:
+        print_json({**tomllib.loads(text), "sources": sources, "text": text})
+    else:
+        typer.echo(text)
 
 
 @app.command()
@@ -77,7 +89,7 @@ def new(
     from rerankd.recipes.resolution import section_name
 
     settings = config.from_machine({}, config_file)
-    ref = settings.of(model).ref
+    ref = cascades.of_model(settings, model).ref
     _check_name(ref)
     with progress() as report:
         found = read(settings, model, report)
@@ -147,7 +159,7 @@ def test(
     settings = config.from_machine({}, file)
     name = _section(settings, file, model)
     known = known_pairs.read(pairs)
-    wanted = settings.of(name).model_copy(update={"replicas": 1, "preload": True})
+    wanted = cascades.of_model(settings, name).model_copy(update={"replicas": 1, "preload": True})
     with progress() as report:
         prepared = prepare(settings, wanted, report)
         compared = asyncio.run(_scored(settings, prepared, known, report))

@@ -9,6 +9,7 @@ import typer
 
 from rerankd import config
 from rerankd.cli import completion
+from rerankd.cli.cascades import of_model
 from rerankd.cli.output import Config, Json, print_json, say
 from rerankd.cli.progress_bar import progress
 from rerankd.cli.training_bar import TrainingBar
@@ -89,6 +90,8 @@ def tune(
     from rerankd.tuning.run import tune as run
 
     settings = config.from_machine({}, config_file)
+    for model in filter(None, (base, teacher)):
+        of_model(settings, model)
     wanted = Wanted(
         collection=collection,
         base=base,

@@ -87,10 +87,12 @@ class ModelSettings(ScoringSettings):
 
 @with_options
 class EffectiveModelSettings(ServingSettings, RequestDefaults, RaySettings):
-    """All settings of one model to serve, after merging. `names` are the names that the user gave it, none or
-    several; the first one is displayed."""
+    """All settings of one model to serve, after merging. `section` is the NAME of its [models.NAME] section,
+    "" without one. `names` are the names that the user gave it, none or several; the first one is
+    displayed."""
 
     ref: str
+    section: str
     names: tuple[str, ...]
     scoring: ScoringSettings
     calibration: Calibration | None = None
@@ -106,6 +108,6 @@ class EffectiveModelSettings(ServingSettings, RequestDefaults, RaySettings):
     def changed(self) -> dict[str, Any]:
         """The settings that differ from their defaults, as JSON values."""
         found = self.model_dump(
-            mode="json", exclude_defaults=True, exclude={"ref", "names", "scoring", "calibration"}
+            mode="json", exclude_defaults=True, exclude={"ref", "section", "names", "scoring", "calibration"}
         )
         return found | self.scoring.model_dump(mode="json", exclude_defaults=True)

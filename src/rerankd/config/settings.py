@@ -153,6 +153,7 @@ class Settings(ServingSettings, RequestDefaults, RaySettings, LiveSettings, Fixe
         return EffectiveModelSettings.model_construct(
             **{key: given.get(key, getattr(self, key)) for key in shared - {"scoring"}},
             ref=own.ref or name,
+            section=name if name in self.models else "",
             names=(
                 *(self.alias if first else ()),
                 *((name,) if name in self.models else ()),

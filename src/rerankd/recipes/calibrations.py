@@ -11,7 +11,7 @@ from rerankd.domain import Recipe
 from rerankd.formats.content_digest import content_digest
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.normalization import Calibration
-from rerankd.recipes.prompts import toml
+from rerankd.recipes.prompts import toml, toml_key
 from rerankd.recipes.resolution import Resolution
 
 _DIGEST_BYTES = 16
@@ -66,13 +66,11 @@ def section(name: str, calibration: Calibration) -> str:
     on one line."""
     values = {key: value for key, value in asdict(calibration).items() if value not in (None, ())}
     return "\n".join(
-        (f"[models.{_key(name)}.calibration]", *(f"{key} = {_value(value)}" for key, value in values.items()))
+        (
+            f"[models.{toml_key(name)}.calibration]",
+            *(f"{key} = {_value(value)}" for key, value in values.items()),
+        )
     )
-
-
-def _key(name: str) -> str:
-    is_bare = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
-    return name if is_bare else toml(name)
 
 
 def _value(value: str | float | Sequence[object]) -> str:

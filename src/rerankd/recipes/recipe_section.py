@@ -13,7 +13,7 @@ from rerankd.recipes.explanation import explain
 from rerankd.recipes.model_identity import header_names, plain
 from rerankd.recipes.prompts import toml
 from rerankd.recipes.recipe_sources import CAUSAL_MAX_LENGTH
-from rerankd.recipes.resolution import Resolution, section_name
+from rerankd.recipes.resolution import Resolution
 from rerankd.scoring.prompt import INSTRUCTION
 
 # The settings that define a recipe, by method, in the order in which they are printed.
@@ -104,7 +104,7 @@ def section(resolved: Resolution, recipe: Recipe, ref: str, head_pooling: Poolin
         if source is not None:
             lines[-1] += f"  # {_SOURCES[source]}"
     if resolved.calibration is not None:
-        lines += ["", calibrations.section(section_name(ref), resolved.calibration)]
+        lines += ["", calibrations.section(resolved.name(ref), resolved.calibration)]
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from rerankd.normalization import Calibration, Normalization
 from rerankd.recipes.catalog import Entry
 from rerankd.recipes.explanation import explain
 from rerankd.recipes.model_identity import plain
-from rerankd.recipes.prompts import toml
+from rerankd.recipes.prompts import toml, toml_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,8 @@ class Resolution:
     """How a model file is scored, or why it is refused.
 
     `entry` is the catalog's model that the file was recognised as. `notes` are shown where the recipe is
-    shown; `warnings` are part of every response, because the recipe contains an assumption. `calibration`
+    shown; `warnings` are part of every response, because the recipe contains an assumption. `section` is the
+    NAME of the model's [models.NAME] section, "" if the settings have none. `calibration`
     replaces the recipe's normalization in responses, and nowhere else: a raw score does not depend on it, nor
     does the self-test.
     """
@@ -29,6 +30,7 @@ class Resolution:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     calibration: Calibration | None = None
+    section: str = ""
 
     def calibrated(self, own: Normalization) -> Normalization:
         """The normalization of responses, where the recipe's is `own`."""
@@ -62,7 +64,11 @@ class Resolution:
         """The first two lines of the model's section in rerankd.toml: its name and `ref`."""
         if ref in ("", str(self.path)):
             ref = str(self.path.absolute())  # rerankd may read the settings in another working directory
-        return f"[models.{section_name(ref)}]", f"ref = {toml(ref)}"
+        return f"[models.{toml_key(self.name(ref))}]", f"ref = {toml(ref)}"
+
+    def name(self, ref: str) -> str:
+        """The name of the model's section in rerankd.toml: its present one, else one made from `ref`."""
+        return self.section or section_name(ref)
 
     def require(self, ref: str = "") -> Recipe:
         """The recipe. Raises Unscorable with the reason, the next step and the section for rerankd.toml if

@@ -96,7 +96,7 @@ def prepare(
     path = folders.locate(model.ref, progress, settings.builtin_wheel)
     file_fingerprint = fingerprint(path)
     metadata = model_files.read(path)
-    resolved = resolve_file(metadata, model.scoring, model.calibration)
+    resolved = resolve_file(metadata, model.scoring, model.calibration, model.section)
     memory = machine.read().memory_bytes
     names = names_of(model)
     spec = backend_offers.spec(names[0], path, metadata, resolved, model, file_fingerprint)
@@ -150,18 +150,22 @@ def _changed_at(path: Path) -> int:
 
 
 def resolve_file(
-    metadata: ModelMetadata, scoring: ScoringSettings, calibration: Calibration | None = None
+    metadata: ModelMetadata,
+    scoring: ScoringSettings,
+    calibration: Calibration | None = None,
+    section: str = "",
 ) -> Resolution:
     """How a file is scored, according to its metadata, the catalog and the settings. With a calibration, the
-    file must be on this machine: it is read to check that the calibration is this model's."""
+    file must be on this machine: it is read to check that the calibration is this model's. `section` is the
+    NAME of the model's [models.NAME] section."""
     resolved = resolve(metadata, catalog.known(), PartialRecipe(**scoring.model_dump()))
-    return calibrations.with_calibration(resolved, metadata, calibration)
+    return calibrations.with_calibration(replace(resolved, section=section), metadata, calibration)
 
 
 def resolve_model(settings: Settings, metadata: ModelMetadata, model: str) -> Resolution:
     """How a file is scored, with the settings for the model that the user refers to as `model`."""
     wanted = settings.of(model)
-    return resolve_file(metadata, wanted.scoring, wanted.calibration)
+    return resolve_file(metadata, wanted.scoring, wanted.calibration, wanted.section)
 
 
 def fingerprint(path: Path) -> str:
