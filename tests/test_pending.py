@@ -20,7 +20,9 @@ from rerankd.errors import (
     UnknownModel,
     Unscorable,
 )
-from rerankd.serving.model_names import Entry, ModelNames
+from rerankd.remote_models import NoRemoteModels
+from rerankd.serving.model_list import Entry
+from rerankd.serving.model_names import ModelNames
 from rerankd.serving.pending_model import PendingModel, delay_s, left_s, may_pass
 from rerankd.serving.prepare_model import Model
 from rerankd.serving.served_model import ServedModel
@@ -84,7 +86,7 @@ def test_changed_request_defaults_do_not_reload_the_model(tmp_path: Path) -> Non
     def add(model: Model, beside: Sequence[Entry]) -> ServedModel:
         raise AssertionError(f"{model.name} was prepared again")
 
-    names = ModelNames(Settings(model=("m",), home=tmp_path))
+    names = ModelNames(Settings(model=("m",), home=tmp_path), NoRemoteModels())
     names._expect(names._wanted(names.settings))
     (entry,) = names.entries
     after = Settings(model=("m",), home=tmp_path, budget_ms=500, truncate_at="sentence")

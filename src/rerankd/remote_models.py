@@ -78,15 +78,20 @@ class RemoteModel(Protocol):
 
 
 class RemoteModels(Protocol):
-    """The owner of all remote models. `on_change` is called when `models` or the state of one changes.
-    `replaces_local`: the settings name models that only these serve, so rerankd serves none itself."""
+    """The owner of all remote models. `on_change` is called when `models` or the state of one changes."""
 
     on_change: Callable[[], None]
-    replaces_local: bool
 
     @property
     def models(self) -> tuple[RemoteModel, ...]:
         """The models, in order; they may change while rerankd runs."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every place has listed its models. Until then, an unknown name may be a model's."""
+
+    def replaces_local(self, settings: Settings) -> bool:
+        """Whether rerankd itself serves no model with these settings."""
 
     async def start(self) -> None:
         """Find the models. Returns when every place has answered once or failed to."""
@@ -101,11 +106,14 @@ class RemoteModels(Protocol):
 class NoRemoteModels(RemoteModels):
     """All models are served here."""
 
-    replaces_local = False
     models = ()
+    is_complete = True
 
     def __init__(self) -> None:
         self.on_change = lambda: None
+
+    def replaces_local(self, settings: Settings) -> bool:
+        return False
 
     async def start(self) -> None:
         pass

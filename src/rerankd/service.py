@@ -24,6 +24,7 @@ from rerankd.embedding import EmbedRequest, EmbedResult, finished
 from rerankd.errors import ConfigError, InvalidRequest, Misuse, Stopping
 from rerankd.metrics import Metrics
 from rerankd.process.states import Status
+from rerankd.remote_models import NoRemoteModels, RemoteModels
 from rerankd.rerank_result import RerankResult
 from rerankd.serving import metric_readings, request_checks, request_images
 from rerankd.serving.document_scores import Budget
@@ -50,13 +51,18 @@ class Reranker:
     """
 
     def __init__(
-        self, settings: Settings | None = None, *, prepared: Sequence[Model] = (), **overrides: Any
+        self,
+        settings: Settings | None = None,
+        *,
+        prepared: Sequence[Model] = (),
+        remote: RemoteModels | None = None,
+        **overrides: Any,
     ) -> None:
         """With `settings` None, the environment and the settings file are read. `overrides` are settings by
         name.
 
-        `prepared` are models that `prepare` has already returned. Raises ConfigError, and DoesNotFit for a
-        model that exceeds the memory budget.
+        `prepared` are models that `prepare` has already returned, `remote` those that are served elsewhere.
+        Raises ConfigError, and DoesNotFit for a model that exceeds the memory budget.
         """
         settings = config.override(settings, overrides) if settings else config.from_machine(overrides)
         self.keys = keys.read(settings)
@@ -65,8 +71,8 @@ class Reranker:
                 f"The API key file {settings.api_keys_file} contains no key. Create one with "
                 "`rerankd key new NAME`."
             )
-        self.metrics = Metrics(lambda: metric_readings.of(self.registry.entries, self.registry.disk))
-        self.registry = ModelRegistry(settings, self.metrics)
+        self.metrics = Metrics(lambda: metric_readings.of(self.registry))
+        self.registry = ModelRegistry(settings, self.metrics, remote or NoRemoteModels())
         self.registry.begin_with(prepared)
         self._is_closed = False
 
@@ -129,7 +135,7 @@ class Reranker:
         return self._first().state
 
     def _first(self) -> ServedModel:
-        if not self.registry.entries:
+        if not self.registry.all:
             raise Misuse(NOT_STARTED)
         return self.registry.answering(None)[-1]
 
@@ -163,6 +169,8 @@ class Reranker:
         request_checks.check(request, self.settings)
         timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
         timeout_s = await self.registry.setup.wait_until_read(request.model, timeout_s)
+        if (remote := self.registry.remote_model(request.model)) is not None:
+            return await self.registry.remote_calls.answer(remote, request, client, timeout_s, since)
         ends = time.monotonic() + timeout_s
         cascade, planned = await self._planned(request)
         budget_ms = cascade.budget_ms if cascade else planned[0].served.wanted.budget_ms
@@ -208,8 +216,8 @@ class Reranker:
                 since = time.monotonic()  # one time budget for all
                 return [await self.answer(request, client=client, since=since) for request in requests]
         except TimeoutError:
-            served = self.registry.answering(requests[0].model)[-1]
-            raise request_checks.too_late(served, timeout_s, self.metrics) from None
+            model = self.registry.entries_of(requests[0].model)[-1]
+            raise request_checks.too_late(model, timeout_s, self.metrics) from None
 
     async def embed(self, texts: Sequence[str], **options: Any) -> EmbedResult:
         """Return the vectors of texts, by an embedding model. `options` are EmbedRequest's fields. Raises
@@ -231,6 +239,8 @@ class Reranker:
         request_checks.check_texts(request.texts, "Text", self.settings)
         timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
         timeout_s = await self.registry.setup.wait_until_read(request.model, timeout_s)
+        if (remote := self.registry.remote_model(request.model)) is not None:
+            return await self.registry.remote_calls.embed(remote, request, client, timeout_s)
         served = self.registry.find(request.model)
         texts = distinct_texts(request, served)
         size_bytes = sum(map(sys.getsizeof, request.texts))

@@ -161,9 +161,10 @@ def _handler(form: _Form) -> Callable[..., Any]:
         asked = _request(form, body)
         request.state.model = reranker.registry.entry(asked.model).name
         if form.loads and body.texts in ("", [], ()):
-            served = reranker.registry.find(asked.model)
-            await load_or_unload(reranker, served, asked.keep_alive_s)
-            return json_response(form.render(body, nothing(asked.model or served.name)))
+            if reranker.registry.remote_model(asked.model) is None:
+                served = reranker.registry.find(asked.model)
+                await load_or_unload(reranker, served, asked.keep_alive_s)
+            return json_response(form.render(body, nothing(asked.model or request.state.model)))
         result = await reranker.answer_embedding(asked, timeout_s=timeout_s, client=client_of(request))
         warnings = (*result.warnings, *_truncated(result))
         headers = {"x-rerankd-warnings": warnings_header(warnings)} if warnings else {}

@@ -14,7 +14,7 @@ from rerankd.api.auth import check_key
 from rerankd.api.openapi import errors
 from rerankd.api.responses import Route, error_response, json_response, reranker_of
 from rerankd.errors import EngineUnavailable
-from rerankd.serving.model_names import Entry
+from rerankd.serving.model_names import AnyModel
 from rerankd.serving.pending_model import PendingModel
 
 router = APIRouter(route_class=Route)
@@ -57,10 +57,10 @@ class Health(TypedDict):
 )
 async def health(request: Request) -> Response:
     registry = reranker_of(request).registry
-    rows = [_health_of(entry) for entry in registry.entries]
+    rows = [_health_of(entry) for entry in registry.all]
     phases = [row["engine"]["state"] for row in rows]
     # The service is healthy if one model can answer, including one that is loaded on demand.
-    if not registry.started:
+    if not registry.setup.started:
         status = "starting"
     elif any(phase in _CAN_ANSWER for phase in phases):
         status = "ok"
@@ -73,7 +73,7 @@ async def health(request: Request) -> Response:
     return json_response(body, status=503 if status == "failed" else 200)
 
 
-def _health_of(entry: Entry) -> ModelHealth:
+def _health_of(entry: AnyModel) -> ModelHealth:
     state = entry.state
     engine: EngineState = {"state": state.phase, "starts": state.starts}
     if state.error is not None:
@@ -107,7 +107,7 @@ _NOT_READY: dict[int | str, dict[str, Any]] = {
 )
 async def ready(request: Request) -> Response:
     registry = reranker_of(request).registry
-    return _readiness(request, registry.entries, started=registry.started)
+    return _readiness(request, registry.all, started=registry.setup.started)
 
 
 @router.get(
@@ -124,7 +124,7 @@ async def model_ready(request: Request, name: str) -> Response:
     return _readiness(request, [one for one in stages if one.state.phase not in _CAN_ANSWER] or stages)
 
 
-def _readiness(request: Request, entries: Sequence[Entry], *, started: bool = True) -> Response:
+def _readiness(request: Request, entries: Sequence[AnyModel], *, started: bool = True) -> Response:
     if started and any(entry.state.phase in _CAN_ANSWER for entry in entries):
         return json_response({"status": "ready"})
     awaited = [_awaited(entry) for entry in entries if entry.state.phase != "ready"]
@@ -134,7 +134,7 @@ def _readiness(request: Request, entries: Sequence[Entry], *, started: bool = Tr
     return error_response(request, error, more={"status": "not ready", "waiting_for": awaited})
 
 
-def _awaited(entry: Entry) -> Awaited:
+def _awaited(entry: AnyModel) -> Awaited:
     state = entry.state
     row: Awaited = {
         "model": entry.name,

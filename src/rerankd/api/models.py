@@ -14,7 +14,7 @@ from rerankd.api.responses import Route, json_response, reranker_of, reranker_wi
 from rerankd.config.cascade import Cascade
 from rerankd.errors import NoSuchPath
 from rerankd.service import Reranker
-from rerankd.serving.model_names import Entry
+from rerankd.serving.model_names import AnyModel
 from rerankd.serving.pending_model import PendingModel
 from rerankd.serving.served_model import ServedModel
 
@@ -56,17 +56,18 @@ async def models(request: Request) -> Response:
     # Clients may offer the whole list to their users, so refused models are not in `data`.
     refused = [one for one in registry.pending if one.error is not None]
     reasons = {one.name: one.refusal().message for one in refused}
-    usable: list[Entry | Cascade] = []
+    usable: list[AnyModel | Cascade] = []
     for cascade in registry.cascades:
         if why_not := registry.why_not(cascade):
             reasons[cascade.name] = why_not
         else:
             usable.append(cascade)
-    usable += [entry for entry in registry.entries if entry not in refused]
-    body: ModelList = {
-        "object": "list",
-        "data": [_row(entry, name) for entry in usable for name in entry.names],
-    }
+    usable += [entry for entry in registry.all if entry not in refused]
+    rows: dict[str, ModelRow] = {}
+    for entry in usable:
+        for name in entry.names:
+            rows.setdefault(name, _row(entry, name))
+    body: ModelList = {"object": "list", "data": list(rows.values())}
     if reasons:
         body["unavailable"] = [{"id": name, "reason": reason} for name, reason in reasons.items()]
     return json_response(body)
@@ -85,7 +86,7 @@ async def model(request: Request, name: str) -> Response:
     return json_response(_row(registry.cascade(name) or entry, name))
 
 
-def _row(entry: Entry | Cascade, name: str) -> ModelRow:
+def _row(entry: AnyModel | Cascade, name: str) -> ModelRow:
     return {
         "id": name,
         "object": "model",
@@ -145,8 +146,8 @@ class Embeds(TypedDict):
 class Info(TypedDict):
     model_id: str
     model_type: Reranks | Embeds
-    max_input_length: int
-    max_batch_tokens: int
+    max_input_length: NotRequired[int]  # this and the next are omitted if a remote model's are not known
+    max_batch_tokens: NotRequired[int]
     max_client_batch_size: int
     auto_truncate: bool
     version: str
@@ -162,18 +163,20 @@ async def info(request: Request) -> Response:
     reranker = reranker_of(request)
     max_length, name = _first(reranker)
     kind: Reranks | Embeds = {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}}
-    recipe = reranker.model.recipe
-    if recipe.method == "embedding" and reranker.registry.cascade(None) is None:
-        kind = {"embedding": {"pooling": recipe.pooling}}
+    registry = reranker.registry
+    if registry.remote_model(None) is None and registry.cascade(None) is None:
+        recipe = reranker.model.recipe
+        if recipe.method == "embedding":
+            kind = {"embedding": {"pooling": recipe.pooling}}
     body: Info = {
         "model_id": name,
         "model_type": kind,
-        "max_input_length": max_length,
-        "max_batch_tokens": max_length,
         "max_client_batch_size": reranker.settings.max_documents,
         "auto_truncate": True,
         "version": __version__,
     }
+    if max_length is not None:
+        body["max_input_length"] = body["max_batch_tokens"] = max_length
     return json_response(body)
 
 
@@ -185,8 +188,11 @@ async def weaviate_meta(request: Request) -> Response:
     return json_response({"model_name": name, "max_input_length": max_length})
 
 
-def _first(reranker: Reranker) -> tuple[int, str]:
+def _first(reranker: Reranker) -> tuple[int | None, str]:
     """The max_length and the name of the model or cascade that answers requests that name no model. A text
-    longer than that is truncated by one of a cascade's models."""
-    stages = reranker.registry.answering(None)
-    return min(one.model.recipe.max_length for one in stages), reranker.registry.display_name(None)
+    longer than that is truncated by one of a cascade's models. The max_length is None if it is not known."""
+    registry = reranker.registry
+    name = registry.display_name(None)
+    if (remote := registry.remote_model(None)) is not None:
+        return remote.max_length, name
+    return min(one.model.recipe.max_length for one in registry.answering(None)), name

@@ -86,6 +86,7 @@ async def tags(request: Request) -> Response:
     """The served models and cascades, one row for each name and alias."""
     registry = _reranker(request).registry
     rows = [_row(served, name) for served in registry.models for name in served.names]
+    rows += [_remote_row(name) for one in registry.remote_models for name in one.names]
     cascades = [one for one in registry.cascades if not registry.why_not(one)]
     rows = [_cascade_row(registry, name) for one in cascades for name in one.names] + rows
     return json_response({"models": rows})
@@ -205,8 +206,7 @@ def _keep_alive_s(sent: dict[str, Any]) -> float | None:
 
 
 def _row(served: ServedModel, name: str) -> ModelRow:
-    # Ollama's names have a tag, and clients compare with them.
-    tagged = name if ":" in name else name + LATEST
+    tagged = _tagged(name)
     return {
         "name": tagged,
         "model": tagged,
@@ -227,6 +227,31 @@ def _cascade_row(registry: ModelRegistry, name: str) -> ModelRow:
         "size": sum(stage["size"] for stage in stages),
         "digest": hashlib.sha256(digests.encode()).hexdigest(),
     }
+
+
+def _remote_row(name: str) -> ModelRow:
+    """The row of a model that is served elsewhere, whose file is not known."""
+    tagged = _tagged(name)
+    return {
+        "name": tagged,
+        "model": tagged,
+        "modified_at": _time(datetime.fromtimestamp(0, UTC)),
+        "size": 0,
+        "digest": hashlib.sha256(name.encode()).hexdigest(),
+        "details": {
+            "parent_model": "",
+            "format": "",
+            "family": "",
+            "families": [],
+            "parameter_size": "",
+            "quantization_level": "",
+        },
+    }
+
+
+def _tagged(name: str) -> str:
+    """The name with a tag: Ollama's names have one, and clients compare with them."""
+    return name if ":" in name else name + LATEST
 
 
 def _details(served: ServedModel) -> Details:

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from rerankd import __version__
 from rerankd.api.openapi import errors
+from rerankd.api.remote_status import RemoteStatus, remote_status
 from rerankd.api.responses import Route, json_response, reranker_with_key
 from rerankd.config.cascade import Cascade
 from rerankd.deprecated_names import old_value
@@ -142,6 +143,7 @@ class Status(TypedDict):
     models: list[ModelStatus]
     cascades: list[CascadeStatus]
     unavailable: list[PendingStatus]
+    remote: list[RemoteStatus]
     disk_cache: dict[str, dict[str, str | int]]  # see DiskStatus, by what a file holds
     recent: RecentStatus
 
@@ -164,6 +166,7 @@ async def status(request: Request) -> Response:
         "models": [await _model(served) for served in registry.models],
         "cascades": [_cascade(one, registry) for one in registry.cascades],
         "unavailable": [_pending(one, now) for one in registry.pending],
+        "remote": remote_status(registry),
         "disk_cache": {name: asdict(one) for name, one in registry.disk.status.items()},
         "recent": _recent(metrics.recent.read(now)),
     }

@@ -24,7 +24,7 @@ from rerankd.errors import RerankdError
 from rerankd.process.tasks import Background
 from rerankd.progress import Progress
 from rerankd.service import Reranker
-from rerankd.serving.model_names import Entry
+from rerankd.serving.model_names import AnyModel
 from rerankd.serving.pending_model import PendingModel
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class Lifecycle:
         self._end()
 
     async def _reload(self) -> None:
-        is_serving = self._reranker.registry.started
+        is_serving = self._reranker.registry.setup.started
         if is_serving:  # during startup systemd waits for READY=1 anyway
             self._notifier.reloading()
         try:
@@ -168,7 +168,7 @@ class Lifecycle:
         every_s = min(_NOTIFY_EVERY_S, (self._notifier.watchdog_s or _NOTIFY_EVERY_S * 2) / 2)
         while True:
             lines = ["WATCHDOG=1"] if self._notifier.watchdog_s else []
-            if not self._reranker.registry.started:
+            if not self._reranker.registry.setup.started:
                 lines.append(f"EXTEND_TIMEOUT_USEC={_EXTEND_S * 10**6}")
             if (status := self._describe()) != self._status and not self._stopping:
                 self._status = status
@@ -179,7 +179,7 @@ class Lifecycle:
 
     def _describe(self) -> str:
         registry = self._reranker.registry
-        return describe(registry.entries, started=registry.started)
+        return describe(registry.all, started=registry.setup.started)
 
     def _end(self) -> None:
         self._ended.set()
@@ -187,7 +187,7 @@ class Lifecycle:
             self._server.end(at_once=self._at_once)
 
 
-def describe(entries: Sequence[Entry], *, started: bool) -> str:
+def describe(entries: Sequence[AnyModel], *, started: bool) -> str:
     """Return the state of the models in one line, for systemctl status."""
     groups: dict[str, list[str]] = {}
     for entry in entries:

@@ -110,7 +110,7 @@ async def _serve(
                 shown(what, done, total)
 
         def listening() -> None:
-            if not reranker.registry.started:
+            if not reranker.registry.setup.started:
                 say(_listening_message(reranker, listen_address.url(sockets), passed=bool(passed)))
 
         def started() -> None:
@@ -147,7 +147,7 @@ async def _server(reranker: Reranker, listening: Callable[[], None]) -> Server:
 
 
 def _listening_message(reranker: Reranker, url: str, *, passed: bool) -> str:
-    names = ", ".join(entry.name for entry in reranker.registry.entries)
+    names = ", ".join(entry.name for entry in reranker.registry.all) or "the models of the upstream servers"
     activated = ", on a socket from systemd" if passed else ""
     return (
         f"rerankd {__version__} listens at {url}{activated}\n"
@@ -158,20 +158,26 @@ def _listening_message(reranker: Reranker, url: str, *, passed: bool) -> str:
 def _startup_message(reranker: Reranker, sockets: Sequence[socket.socket]) -> str:
     """Return the message after startup: address, models, notes, and the settings for Dify."""
     from rerankd.api import listen_address
+    from rerankd.hub.store import Store
 
     registry, url = reranker.registry, listen_address.url(sockets)
-    first = registry.models[0]
     cascades = [one for one in registry.cascades if not registry.why_not(one)]
-    names = [*(one.name for one in cascades), *(one.name for one in registry.models)]
+    remote = registry.remote_models
+    models = [one.name for one in registry.models] + [one.name for one in remote]
+    names = [one.name for one in cascades] + models
+    first = [one.name for one in cascades if one.is_first] + models
     lines = [
-        f"rerankd {__version__} serves {', '.join(names)} at {url}",
+        f"rerankd {__version__} serves {', '.join(names) or 'no model yet'} at {url}",
         "  Open this address in a browser to try it, to see its status and to connect clients.",
     ]
     for served in registry.models:
         lines += ["", *_of_model(served)]
     for cascade in cascades:
         lines += ["", f"  cascade  {cascade.name}: {cascade}"]
-    lines.append(f"  logs     {_short(first.log.parent)}")
+    if remote:
+        lines.append("")
+    lines += [f"  remote   {one.name}: served by {one.where}" for one in remote]
+    lines.append(f"  logs     {_short(Store(reranker.settings.home).logs)}")
     for pending in registry.pending:
         lines += ["", *_of_pending(pending)]
     notes = _notes(reranker, sockets[0])
@@ -182,7 +188,7 @@ def _startup_message(reranker: Reranker, sockets: Sequence[socket.socket]) -> st
             "",
             "  In Dify, add a model of the provider OpenAI-API-compatible:",
             "    Model Type        Rerank",
-            f"    Model Name        {next((one.name for one in cascades if one.is_first), first.name)}",
+            f"    Model Name        {first[0] if first else 'NAME'}",
             f"    API endpoint URL  {listen_address.url_for_others(sockets)}/v1",
         ]
     )
@@ -215,12 +221,12 @@ def _notes(reranker: Reranker, sock: socket.socket) -> list[str]:
     host = sock.getsockname()[0] if sock.family != socket.AF_UNIX else ""
     lines = []
     registry = reranker.registry
-    if registry.models[0].name.startswith("builtin:") and not registry.cascades:
+    if registry.models and registry.models[0].name.startswith("builtin:") and not registry.cascades:
         lines += [
             "  This is a small model for a first try. To get a better one, stop rerankd and run:",
             "    rerankd pull bge-reranker-v2-m3 && rerankd serve",
         ]
-    elif not settings.model and not settings.models:
+    elif registry.models and not settings.model and not settings.models:
         lines.append(
             "  This is the model that was pulled last. To serve another one: rerankd serve NAME (see rerankd "
             "list)"

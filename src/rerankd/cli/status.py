@@ -28,12 +28,16 @@ def status(as_json: Json = False, config_file: Config = None) -> None:
     if as_json:
         print_json(answer)
     else:
-        print_rows(rows(answer["models"], answer.get("unavailable", [])))
+        if answer["models"] or answer.get("unavailable"):
+            print_rows(rows(answer["models"], answer.get("unavailable", [])))
         for one in answer.get("cascades", []):
             say(cascade_line(one))
+        for one in answer.get("remote", []):
+            for line in remote_lines(one):
+                say(line)
         for line in (*notes(answer), f"status page: {settings.local_url}"):
             say(line)
-    everything = [*answer["models"], *answer.get("unavailable", [])]
+    everything = [*answer["models"], *answer.get("unavailable", []), *answer.get("remote", [])]
     if any(model["state"] not in ("ready", "unloaded") for model in everything):
         raise typer.Exit(1)
 
@@ -45,6 +49,19 @@ def cascade_line(cascade: dict[str, Any]) -> str:
     stages = " → ".join((first["model"], *words))
     error = f"; can't answer: {cascade['error']}" if cascade["error"] else ""
     return f"{cascade['id']}: cascade {stages}{error}"
+
+
+def remote_lines(remote: dict[str, Any]) -> list[str]:
+    """Return a model that is served elsewhere: its name and who serves it, then each server in a line."""
+    error = f": {remote['error']}" if remote["error"] else ""
+    lines = [f"{remote['id']}: {remote['state']}, served by {remote['where']}{error}"]
+    for one in remote["places"]:
+        problem = f"; {one['error']}" if one["error"] else ""
+        lines.append(
+            f"  {one['name']}: {one['state']}, {one['requests']} requests under way, "
+            f"{one['answered']} answered, {one['failed']} failed{problem}"
+        )
+    return lines
 
 
 def rows(models: list[dict[str, Any]], unavailable: list[dict[str, Any]]) -> list[list[str]]:

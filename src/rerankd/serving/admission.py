@@ -62,6 +62,12 @@ class LimitReached(NamedTuple):
     what: str
     over: int
 
+    def __str__(self) -> str:
+        """The limit as a sentence for the client."""
+        if self.is_share:
+            return f"This client has used its share of the queue ({self.words})."
+        return f"The queue is full ({self.words})."
+
 
 class UsageByClient:
     """The usage of the queue by all requests together, and by each client."""

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from rerankd.metrics import Reading
-from rerankd.serving.disk_caches import DiskCaches
-from rerankd.serving.model_names import Entry
+from rerankd.remote_models import RemoteModel
+from rerankd.serving.model_names import AnyModel
+from rerankd.serving.pending_model import PendingModel
+from rerankd.serving.registry import ModelRegistry
+from rerankd.serving.remote_calls import RemoteCalls
 from rerankd.serving.served_model import ServedModel
 from rerankd.serving.throughput import Throughput
 
 
-def of(entries: Iterable[Entry], disk: DiskCaches) -> list[Reading]:
+def of(registry: ModelRegistry) -> list[Reading]:
     """The gauges of all models, and of the files of the cache on disk. A model that is not served yet has
     only two."""
     files = [
         reading
-        for name, file in disk.status.items()
+        for name, file in registry.disk.status.items()
         for reading in (
             Reading(f"disk_cache_{name}_bytes", f"bytes of the {name} on disk", "", file.size_bytes),
             Reading(
@@ -26,21 +27,23 @@ def of(entries: Iterable[Entry], disk: DiskCaches) -> list[Reading]:
     ]
     return files + [
         Reading(name, what, entry.name, value)
-        for entry in entries
-        for name, (what, value) in _values(entry).items()
+        for entry in registry.all
+        for name, (what, value) in _values(entry, registry.remote_calls).items()
     ]
 
 
-def _values(entry: Entry) -> dict[str, tuple[str, float]]:
+def _values(entry: AnyModel, calls: RemoteCalls) -> dict[str, tuple[str, float]]:
     values: dict[str, tuple[str, float]] = {
         "model_served": (
             "1 if the model is served, 0 while it is prepared or refused",
-            isinstance(entry, ServedModel),
+            not isinstance(entry, PendingModel),
         ),
         "engine_ready": ("1 while the engine is ready", entry.state.phase == "ready"),
     }
-    if not isinstance(entry, ServedModel):
+    if isinstance(entry, PendingModel):
         return values
+    if not isinstance(entry, ServedModel):
+        return values | _of_remote(entry, calls)
     state, scheduler = entry.state, entry.queue.scheduler
     usage, throughput = scheduler.usage, scheduler.throughput
     kept = entry.replicas.kept if entry.replicas is not None else None
@@ -80,6 +83,23 @@ def _values(entry: Entry) -> dict[str, tuple[str, float]]:
         "cache_entries": ("scores in the cache in memory", len(entry.cache)),
         "cache_memory_hits": ("texts whose score was in memory", entry.cache.use.memory_hits),
         "cache_disk_hits": ("texts whose score was on disk", entry.cache.use.disk_hits),
+    }
+
+
+def _of_remote(model: RemoteModel, calls: RemoteCalls) -> dict[str, tuple[str, float]]:
+    usage, places = calls.usage(model), model.places
+    return {
+        "queue_requests": ("requests that wait or are being scored", usage.requests),
+        "queue_documents": (
+            "documents of these requests that are not scored yet, counted in chunks",
+            usage.documents,
+        ),
+        "queue_bytes": ("bytes of text of these requests", usage.size_bytes),
+        "remote_places": ("servers or replicas that serve the model elsewhere", len(places)),
+        "remote_places_ready": (
+            "servers or replicas that can answer",
+            sum(one.phase == "ready" for one in places),
+        ),
     }
 
 

@@ -12,7 +12,8 @@ from rerankd.errors import Overloaded, RerankdError, Stopping
 from rerankd.process.tasks import Changes
 from rerankd.progress import Progress
 from rerankd.serving import prepare_model as preparing
-from rerankd.serving.model_names import ModelNames, check_names, own_names
+from rerankd.serving.model_list import check_names, own_names
+from rerankd.serving.model_names import ModelNames
 from rerankd.serving.pending_model import PendingModel
 from rerankd.serving.prepare_model import Model
 from rerankd.serving.served_model import ServedModel
@@ -33,6 +34,7 @@ class ModelSetup:
 
     def __init__(self, names: ModelNames, take: Callable[[PendingModel, Model], None]) -> None:
         self.started = False
+        self._is_remote_found = False
         self.is_closing = False
         self._names = names
         self._take = take
@@ -96,7 +98,7 @@ class ModelSetup:
                     await load(fresh)
                 except RerankdError as error:
                     failed[fresh] = error
-            elif starting:
+            elif starting or not self._is_remote_found:
                 await self._changes.wait(_LOOK_S)
             else:
                 break
@@ -105,12 +107,17 @@ class ModelSetup:
             for entry in self._names.entries
         }
         errors = [error for error in reasons.values() if error is not None]
-        if errors and len(errors) == len(reasons):
+        if errors and len(errors) == len(reasons) and not self._names.remote.models:
             raise errors[0]
         for entry, reason in reasons.items():
             if reason is not None:
                 _log.error("%s is not served: %s", entry.name, reason.message)
         self.started = True
+        self.changed()
+
+    def remote_found(self) -> None:
+        """Report that every place with remote models has answered once, or failed to."""
+        self._is_remote_found = True
         self.changed()
 
     def _comes_soon(self, pending: PendingModel, served: ServedModel) -> bool:
@@ -125,7 +132,7 @@ class ModelSetup:
         Raises UnknownModel; ModelPending after the timeout, or at once if the download will take longer;
         Overloaded if too many requests wait already; Stopping during shutdown.
         """
-        if self._starting(name) is None:
+        if not self._must_wait(name):
             return timeout_s
         if self._waiting >= self._names.settings.max_requests:
             raise Overloaded(
@@ -135,16 +142,23 @@ class ModelSetup:
         self._waiting += 1
         try:
             with tracing.step("load", least_s=tracing.SHORTEST_WAIT_S):
-                while (pending := self._starting(name)) is not None:
+                while self._must_wait(name):
                     if self.is_closing:
                         raise Stopping("rerankd is shutting down. Retry later.")
                     left_s = deadline - time.monotonic()
-                    if left_s <= (pending.left_s() or 0.0):
+                    pending = self._starting(name) if not self._names.may_be_found(name) else None
+                    if pending is not None and left_s <= (pending.left_s() or 0.0):
                         raise pending.refusal()
+                    if left_s <= 0:
+                        break  # the model is not known
                     await self._changes.wait(min(left_s, _LOOK_S))
         finally:
             self._waiting -= 1
         return max(deadline - time.monotonic(), 0.001)
+
+    def _must_wait(self, name: str | None) -> bool:
+        is_awaited = not self._is_remote_found and self._names.may_be_found(name)
+        return is_awaited or self._starting(name) is not None
 
     def _starting(self, name: str | None) -> PendingModel | None:
         """The model with this name, or of a stage of this cascade, if it is being prepared."""

@@ -235,11 +235,7 @@ class Queue:
     def overloaded(self, full: LimitReached, client: Client) -> Overloaded:
         """The error for a request that exceeds a limit."""
         wait_s = self.scheduler.retry_after_s(full, client)
-        if full.is_share:
-            why = f"This client has used its share of the queue ({full.words})."
-        else:
-            why = f"The queue is full ({full.words})."
-        return Overloaded(f"{why} Retry in about {wait_s} s.", retry_after_s=wait_s)
+        return Overloaded(f"{full} Retry in about {wait_s} s.", retry_after_s=wait_s)
 
     def start_batches(self) -> None:
         """Start batches until the engines accept no more."""

@@ -17,15 +17,19 @@ from rerankd.metrics import Metrics
 from rerankd.process import rundir
 from rerankd.process.tasks import Background
 from rerankd.progress import Progress, silent
+from rerankd.remote_models import RemoteModels
 from rerankd.serving import prepare_model as preparing
 from rerankd.serving.admission import QueueLimits
 from rerankd.serving.disk_caches import DiskCaches
 from rerankd.serving.loader import Loader
 from rerankd.serving.memory_budgets import budgets, needs
-from rerankd.serving.model_names import Entry, ModelNames, check_names, first_of
+from rerankd.serving.model_list import Entry, check_names, first_of
+from rerankd.serving.model_names import AnyModel, ModelNames, at_hand
 from rerankd.serving.model_setup import ModelSetup
 from rerankd.serving.pending_model import PendingModel
 from rerankd.serving.prepare_model import Model
+from rerankd.serving.queue import Queue
+from rerankd.serving.remote_calls import RemoteCalls
 from rerankd.serving.served_model import ServedModel
 from rerankd.state import StateStore
 
@@ -36,8 +40,9 @@ class ModelRegistry(ModelNames):
     """Owns the served models and their settings. model_setup.py prepares models; loader.py decides which are
     loaded."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: Settings, metrics: Metrics, remote: RemoteModels) -> None:
+        super().__init__(settings, remote)
+        self.remote_calls = RemoteCalls(remote, settings, metrics)
         self._metrics = metrics
         self._state = StateStore(settings.home)
         self.disk = DiskCaches(settings)
@@ -48,11 +53,6 @@ class ModelRegistry(ModelNames):
         self._sampling: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
         self.owner: Owner | None = None
-
-    @property
-    def started(self) -> bool:
-        """Whether all models of the start have been prepared, and loaded if they are preloaded."""
-        return self.setup.started
 
     @property
     def budgets(self) -> Bytes:
@@ -67,7 +67,7 @@ class ModelRegistry(ModelNames):
     async def begin(self, progress: Progress = silent) -> None:
         """Start to download and read the models of the settings, and return at once. From now on they can be
         requested. `progress` reports the downloads; it is called in other threads."""
-        if not self.entries:
+        if not self.entries and not self.remote.replaces_local(self.settings):
             self._expect(await asyncio.to_thread(preparing.wanted, self.settings))
         self.owner = Owner.here()
         self.disk.start()
@@ -75,6 +75,7 @@ class ModelRegistry(ModelNames):
         self._sampling = asyncio.create_task(self._metrics.sample())
         for pending in self.pending:
             self.setup.begin(pending, progress)
+        self.remote_calls.begin(self.setup)
 
     async def start(self, progress: Progress = silent) -> None:
         """Prepare the models, and load those that are preloaded, in order, if they fit in memory together;
@@ -95,7 +96,7 @@ class ModelRegistry(ModelNames):
         if pending in self.entries:
             served = self._add(model)
             self._replace(pending, served)
-            if self.started:
+            if self.setup.started:
                 _log.info("%s is now served", served.name)
                 self._warm(served)
             self.setup.changed()
@@ -105,12 +106,13 @@ class ModelRegistry(ModelNames):
         everyone = self._stop_admitting()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_timeout_s):
-                await asyncio.gather(*(served.queue.wait_empty() for served in everyone))
+                queues: list[RemoteCalls | Queue] = [self.remote_calls, *(one.queue for one in everyone)]
+                await asyncio.gather(*(queue.wait_empty() for queue in queues))
 
     async def close(self, *, at_once: bool = False) -> None:
-        """Stop the engines and remove their files. Safe to call again; `at_once` then ends an earlier
-        call."""
+        """Stop the engines and remove their files. Safe to call again; `at_once` ends an earlier call."""
         everyone = self._stop_admitting()
+        await self.remote_calls.close()
         await self._loader.close()
         await asyncio.gather(*(served.unload(at_once=at_once) for served in everyone))
         if self._tasks:
@@ -124,14 +126,14 @@ class ModelRegistry(ModelNames):
     def _stop_admitting(self) -> list[ServedModel]:
         """Admit no new requests. Returns all models, including removed ones that are still in use."""
         self.setup.close()
+        self.remote_calls.stop_admitting()
         everyone = self._loader.models
         for served in everyone:
             served.queue.close()
         return everyone
 
     async def load(self, served: ServedModel, keep_alive_s: float | None = None) -> None:
-        """Load a model and wait for it; for `keep_alive_s` see `use`. Raises the error that a request for it
-        would get."""
+        """Load a model and wait for it; for `keep_alive_s` see `use`. Raises the error of a request to it."""
         served.reload_failed()
         async with self.use(served, keep_alive_s):
             pass
@@ -157,15 +159,16 @@ class ModelRegistry(ModelNames):
         """Unload a model as soon as it has no users."""
         self._loader.unload(served)
 
-    async def reload(self, entry: Entry) -> None:
+    async def reload(self, entry: AnyModel) -> None:
         """Retry a refused model or a failed engine, or restart a running engine between requests. A changed
         file is read again. Returns when that has started. Raises the error if the changed file can't be
-        served."""
+        served, and Conflict for a remote model."""
         if isinstance(entry, PendingModel):
             return entry.retry()
+        served = at_hand(entry)
         async with self._changing:
-            if entry in self.entries:  # otherwise it was replaced by another reload, or removed
-                await self._reload(entry)
+            if served in self.entries:  # otherwise it was replaced by another reload, or removed
+                await self._reload(served)
 
     async def _reload(self, served: ServedModel) -> None:
         if await asyncio.to_thread(served.is_changed):
@@ -220,9 +223,10 @@ class ModelRegistry(ModelNames):
         settings = settings.model_copy(update={name: getattr(self.settings, name) for name in fixed})
         found = await asyncio.to_thread(self._found, settings)
         errors = [outcome for outcome in found.values() if isinstance(outcome, RerankdError)]
-        if errors and len(errors) == len(found):
+        if errors and len(errors) == len(found) and not self.remote.models:
             raise errors[0]
         self.settings = settings
+        self.remote_calls.apply(settings)
         old, entries = self.entries, self._plan(found, self._add)
         for entry in old:
             if entry not in entries:

@@ -11,6 +11,7 @@ from rerankd.domain import RerankRequest
 from rerankd.errors import EngineError, EngineTimeout, EngineUnavailable, InvalidRequest
 from rerankd.metrics import Metrics
 from rerankd.scoring import deduplicate
+from rerankd.serving.model_names import AnyModel
 from rerankd.serving.served_model import ServedModel
 
 
@@ -46,11 +47,10 @@ def check_count(count: int, settings: Settings, what: str = "documents") -> None
         )
 
 
-def too_late(served: ServedModel, timeout_s: float, metrics: Metrics) -> EngineError:
+def too_late(served: AnyModel, timeout_s: float, metrics: Metrics) -> EngineError:
     """The error of a request that exceeded its deadline. Its engine, if it had one, is checked."""
     metrics.deadlines.inc()
-    state = served.state
-    if state.engine is None:
+    if isinstance(served, ServedModel) and (state := served.state).engine is None:
         why = f" {state.error.message}" if state.error is not None else ""
         if state.phase == "unloaded":
             why = f" {served.name} is waiting for memory that other models use."
@@ -58,7 +58,8 @@ def too_late(served: ServedModel, timeout_s: float, metrics: Metrics) -> EngineE
             f"No engine was ready within the request's deadline of {timeout_s:.3g} s.{why}",
             retry_after_s=max(math.ceil(state.until - time.monotonic()), 1),
         )
-    served.suspect()
+    if isinstance(served, ServedModel):
+        served.suspect()
     return EngineTimeout(
         f"The request exceeded its deadline of {timeout_s:.3g} s. Send fewer or shorter documents, "
         "or raise request_timeout_s."
