@@ -35,7 +35,7 @@ from support import GOLDEN
 
 OWN = Normalization("sigmoid")
 CALIBRATION = Calibration(
-    model="0123",
+    model="0123456789abcdef" * 2,
     collection="mine",
     fitted="2026-11-27",
     queries=20,
@@ -270,8 +270,25 @@ def test_a_calibration_is_read_as_it_was_written(calibration: Calibration) -> No
         ({"method": "isotonic"}, "isotonic has 1 to 32 knots"),
         ({"knots": ((0.0, 0.1),)}, "platt has logit_mean and logit_sigma, and no knots"),
         ({"logit_sigma": 0.0}, "logit_sigma from 1e-06"),
+        ({"logit_mean": math.nan}, "logit_mean must be"),
         ({"log_loss": (math.inf, 0.4)}, "finite numbers"),  # no JSON, so no status page
-        ({"reliability": ((math.nan, 0.05, 60),)}, "finite numbers"),
+        ({"log_loss": (0.8, -0.1)}, "finite numbers that are 0 or more"),
+        ({"brier": (1.5, 0.1)}, "brier has numbers from 0 to 1"),
+        ({"ece": (0.2, math.nan)}, "ece has numbers from 0 to 1"),
+        ({"model": "0123"}, "32 hexadecimal digits"),
+        ({"model": "0123456789ABCDEF" * 2}, "32 hexadecimal digits"),
+        ({"fitted": "yesterday"}, "fitted must be a date"),
+        ({"fitted": "2026-02-30"}, "fitted must be a date"),
+        ({"queries": 0}, "queries must be 1 or more"),
+        ({"queries": 101}, "queries must not be more"),
+        ({"relevant": 0}, "relevant must be 1 or more"),
+        ({"irrelevant": -3}, "irrelevant must be 1 or more"),
+        ({"relevant_grade": 0}, "relevant_grade must be 1 or more"),
+        ({"reliability": ((math.nan, 0.05, 60),)}, "each bin of reliability"),
+        ({"reliability": ((0.1, 1.05, 100),)}, "each bin of reliability"),
+        ({"reliability": ((0.1, 0.05, 0), (0.9, 0.95, 100))}, "each bin of reliability"),
+        ({"reliability": ((0.9, 0.95, 40), (0.1, 0.05, 60))}, "must not descend"),
+        ({"reliability": ((0.1, 0.05, 60),)}, "add up to the 100"),
     ],
 )
 def test_a_calibration_that_can_not_be_meant_is_rejected(change: dict[str, Any], says: str) -> None:
@@ -293,8 +310,13 @@ def test_a_wrong_line_in_a_calibration_names_itself() -> None:
         config.load(text + "\nsigma = 3", {}, {})
     with pytest.raises(ConfigError, match=r"models\.e5\.calibration\.collection is missing\."):
         config.load(text.replace('collection = "mine"\n', ""), {}, {})
-    with pytest.raises(ConfigError, match=r"models\.e5\.calibration can't be used: platt has logit_mean"):
-        config.load(text.replace("logit_sigma = 2.0\n", ""), {}, {})
+    for line, odd, why in (
+        ("logit_sigma = 2.0\n", "", "platt has logit_mean"),
+        ("queries = 20\n", "queries = -1\n", "queries must be 1 or more"),
+    ):
+        said = rf"mine\.toml: models\.e5\.calibration can't be used: {why}"
+        with pytest.raises(ConfigError, match=said):
+            config.load(text.replace(line, odd), {}, {}, "mine.toml")
 
 
 FILE = """\
@@ -420,7 +442,7 @@ def test_another_prompt_needs_another_calibration() -> None:
 
 def test_the_report_shows_figures_settings_and_what_to_doubt() -> None:
     found = fit(drawn(150, -1.5, 2.0), OWN)
-    calibration = found.calibration(model="0123", collection="mine", fitted="2026-11-27")
+    calibration = found.calibration(model="0123456789abcdef" * 2, collection="mine", fitted="2026-11-27")
     section = calibrations.section("tiny", calibration)
     report = Report("tiny", "cross_encoder", found, calibration, 0.99, None, section)
     said = calibration_report.text(report)

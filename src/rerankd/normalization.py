@@ -8,7 +8,10 @@ weights and this recipe, in whatever precision an engine computes them.
 
 from __future__ import annotations
 
+import datetime
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any, ClassVar, Literal
@@ -89,25 +92,8 @@ class Calibration:
     unjudged_irrelevant: bool = False
 
     def __post_init__(self) -> None:
-        figures = (*self.log_loss, *self.brier, *self.ece, *chain(*self.reliability))
-        if not all(map(math.isfinite, figures)):
-            raise ValueError("its figures must be finite numbers")
-        if self.method == "platt":
-            mean, sigma = self.logit_mean, self.logit_sigma
-            if mean is None or sigma is None or self.knots:
-                raise ValueError("platt has logit_mean and logit_sigma, and no knots")
-            if not (abs(mean) <= LARGEST and 1 / LARGEST <= sigma <= LARGEST):
-                raise ValueError(
-                    f"logit_mean must be from {-LARGEST:g} to {LARGEST:g}, and logit_sigma from "
-                    f"{1 / LARGEST:g} to {LARGEST:g}"
-                )
-            return
-        if not 1 <= len(self.knots) <= MOST_KNOTS or (self.logit_mean, self.logit_sigma) != (None, None):
-            raise ValueError(f"isotonic has 1 to {MOST_KNOTS} knots, and no logit_mean or logit_sigma")
-        if not all(math.isfinite(raw) and 0 <= score <= 1 for raw, score in self.knots):
-            raise ValueError("each knot is a raw score and a score from 0 to 1")
-        if any(one[0] >= two[0] or one[1] > two[1] for one, two in pairwise(self.knots)):
-            raise ValueError("the raw scores of knots must ascend, and their scores must not descend")
+        if problem := next(chain(_wrong_facts(self), _wrong_function(self)), None):
+            raise ValueError(problem)
 
     @property
     def pairs(self) -> int:
@@ -135,3 +121,53 @@ class Calibration:
         """What it improves on queries that were not used to fit it."""
         parts = (("log loss", self.log_loss), ("Brier score", self.brier), ("calibration error", self.ece))
         return ", ".join(f"{name} {before:.3f} → {after:.3f}" for name, (before, after) in parts)
+
+
+def _wrong_facts(one: Calibration) -> Iterator[str]:
+    """What can't be true of where a calibration comes from and how good it is, as clauses."""
+    if not re.fullmatch("[0-9a-f]{32}", one.model):
+        yield "model must have 32 hexadecimal digits, which rerankd eval --calibrate prints"
+    if not _is_date(one.fitted):
+        yield "fitted must be a date such as 2026-11-27"
+    counts = ("queries", "relevant", "irrelevant", "relevant_grade")
+    yield from (f"{name} must be 1 or more" for name in counts if getattr(one, name) < 1)
+    if one.queries > one.pairs:
+        yield "queries must not be more than relevant and irrelevant documents together"
+    if not all(0 <= value < math.inf for value in one.log_loss):
+        yield "log_loss has finite numbers that are 0 or more"
+    for name, values in (("brier", one.brier), ("ece", one.ece)):
+        if not all(0 <= value <= 1 for value in values):
+            yield f"{name} has numbers from 0 to 1"
+    if not all(0 <= score <= 1 and 0 <= share <= 1 and count >= 1 for score, share, count in one.reliability):
+        yield "each bin of reliability is a score and a share from 0 to 1, and a count of 1 or more"
+    if any(bin[0] > after[0] for bin, after in pairwise(one.reliability)):
+        yield "the scores of the bins of reliability must not descend"
+    if one.reliability and sum(count for *_, count in one.reliability) != one.pairs:
+        yield f"the counts of reliability must add up to the {one.pairs} relevant and irrelevant documents"
+
+
+def _wrong_function(one: Calibration) -> Iterator[str]:
+    """What keeps the parameters of a calibration from being a function of its method, as clauses."""
+    if one.method == "platt":
+        mean, sigma = one.logit_mean, one.logit_sigma
+        if mean is None or sigma is None or one.knots:
+            yield "platt has logit_mean and logit_sigma, and no knots"
+        elif not (abs(mean) <= LARGEST and 1 / LARGEST <= sigma <= LARGEST):
+            yield (
+                f"logit_mean must be from {-LARGEST:g} to {LARGEST:g}, and logit_sigma from {1 / LARGEST:g} "
+                f"to {LARGEST:g}"
+            )
+        return
+    if not 1 <= len(one.knots) <= MOST_KNOTS or (one.logit_mean, one.logit_sigma) != (None, None):
+        yield f"isotonic has 1 to {MOST_KNOTS} knots, and no logit_mean or logit_sigma"
+    if not all(math.isfinite(raw) and 0 <= score <= 1 for raw, score in one.knots):
+        yield "each knot is a raw score and a score from 0 to 1"
+    if any(knot[0] >= after[0] or knot[1] > after[1] for knot, after in pairwise(one.knots)):
+        yield "the raw scores of knots must ascend, and their scores must not descend"
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False

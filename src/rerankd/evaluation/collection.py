@@ -122,7 +122,7 @@ def _collection(
     judgements: Mapping[str, Mapping[str, int]],
 ) -> Collection:
     return Collection(
-        folder.name,
+        Path(os.path.abspath(folder)).name,  # also of the folder "."
         documents,
         {query: queries[query] for query in queries if query in judgements},
         judgements,
