@@ -99,6 +99,10 @@ class RemoteModels(Protocol):
     def apply(self, settings: Settings) -> None:
         """Use changed settings."""
 
+    async def metrics(self, own: bytes) -> bytes:
+        """The page for Prometheus: `own`, and what the places report that is not in it."""
+        return own
+
     async def close(self) -> None:
         """Abandon all calls. Safe to call again."""
 

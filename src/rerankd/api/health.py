@@ -176,4 +176,5 @@ async def metrics(request: Request) -> Response:
     reranker = reranker_of(request)
     if not reranker.settings.open_metrics:
         check_key(request, reranker.keys)
-    return Response(reranker.metrics.read(), media_type=reranker.metrics.content_type)
+    page = await reranker.registry.remote.metrics(reranker.metrics.read())
+    return Response(page, media_type=reranker.metrics.content_type)

@@ -22,6 +22,7 @@ from rerankd.cli import (
     key,
     mcp,
     models,
+    ray,
     recipe,
     rerank,
     score,
@@ -66,6 +67,7 @@ app.command()(tune.tune)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
 app.command()(completion.completion)
+app.add_typer(ray.app, name="ray")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(engine.app, name="engine")
 app.add_typer(key.app, name="key")

@@ -115,6 +115,9 @@ class FixedSettings(Options):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="lowest severity that is logged: debug, info, warning or error"
     )
+    ray_ingresses: int = Field(
+        1, ge=1, le=1000, description="Ray Serve: replicas of the ingress, which speaks HTTP"
+    )
 
 
 class LiveSettings(Options):

@@ -1,4 +1,5 @@
-"""rerankd on a Ray cluster: `build` makes the application for Ray Serve.
+"""rerankd on a Ray cluster: `build` makes the application for Ray Serve, and `app` is the one of the settings
+file.
 
 Ray's usage reports are switched off before Ray is imported, because rerankd sends no usage data. Ray reads
 this variable when it starts a cluster, and passes it on to its processes.
@@ -26,6 +27,8 @@ def check_installed() -> None:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "app":
+        return __getattr__("build")({})
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     check_installed()
