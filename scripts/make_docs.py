@@ -42,7 +42,7 @@ def settings() -> str:
     rows = [
         f"| `{name}` | {_default(name, field)} | {field.description} | {config.needs(name)} |"
         for name, field in sorted(fields.items(), key=lambda row: row[0] in last and last.index(row[0]) + 1)
-        if name not in ("models", "scoring")
+        if name not in ("models", "scoring", "upstreams")
     ]
     return "\n".join(["| setting | default | meaning | on SIGHUP |", "|---|---|---|---|", *rows])
 
@@ -56,6 +56,11 @@ def of_a_model() -> str:
     own = {name: fields[name] for name in fields if name not in config.Settings.model_fields | _SCORING}
     shared = ", ".join(f"`{name}`" for name in fields if name in config.Settings.model_fields)
     return f"{_meanings(own)}\n\nAlso: {shared}."
+
+
+def of_an_upstream() -> str:
+    """The settings of an [upstreams.NAME] section."""
+    return _meanings(config.UpstreamSettings.model_fields)
 
 
 def scoring() -> str:
@@ -222,6 +227,7 @@ MADE = {
     "settings": ("configuration.md", settings),
     "of-a-model": ("configuration.md", of_a_model),
     "scoring": ("configuration.md", scoring),
+    "upstreams": ("configuration.md", of_an_upstream),
     "renamed": ("upgrading.md", renamed),
     "commands": ("cli.md", commands),
     "catalog": ("models.md", catalog),

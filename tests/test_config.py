@@ -255,7 +255,7 @@ def test_the_command_line_does_not_import_engine_packages() -> None:
     assert heavy.isdisjoint(done.stdout.split()) and "rerankd.config" in done.stdout.split()
 
 
-@pytest.mark.parametrize("key", ["scoring", "models"])
+@pytest.mark.parametrize("key", ["scoring", "upstreams", "models"])
 def test_a_section_in_the_environment_is_rejected_with_its_fix(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"is not a setting. Add a \[{key}\] section to a settings file"):
         config.load("", {f"RERANKD_{key.upper()}": "{}"}, {})

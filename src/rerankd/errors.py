@@ -152,6 +152,10 @@ class RemoteError(RerankdError, code="remote_error"):
     """Another rerank server returned no scores."""
 
 
+class UpstreamLoop(RerankdError, code="upstream_loop", status_hint=508):
+    """A request came back to a server that has passed it on to another one."""
+
+
 class DataFolderError(RerankdError, code="data_folder_error", status_hint=507, exit_code=7):
     """The data folder is not writable."""
 

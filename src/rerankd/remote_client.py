@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ import httpx
 from rerankd import network_errors
 from rerankd.errors import RemoteError
 
-_PROBE = ("what is a panda?", ("a bear of China", "a kind of bread"))
+PROBE = ("what is a panda?", ("a bear of China", "a kind of bread"))
 
 # Disables the time budget that a rerankd server may have in its settings: every document needs a score.
 _ALL_SCORES = {b"x-rerank-budget-ms": b"0"}
@@ -86,24 +87,64 @@ def body(shape: Shape, query: str, documents: Sequence[str], model: str | None) 
     return sent
 
 
-def read(answer: Any, count: int) -> Scores:
-    """Return the scores in a response for `count` documents. Raises RemoteError."""
-    rows = answer.get("results") if isinstance(answer, dict) else answer
-    values = [math.nan] * count
-    places = [0] * count
+def rows(answer: Any, count: int) -> list[tuple[int, float]]:
+    """Return the document index and the score of each row of a response for `count` documents, in its order.
+    No index occurs twice. Raises RemoteError."""
+    sent = answer.get("results") if isinstance(answer, dict) else answer
     try:
-        for place, row in enumerate(rows or ()):
-            places[row["index"]] = place
-            values[row["index"]] = float(row["relevance_score"] if "relevance_score" in row else row["score"])
-        facts = answer if isinstance(answer, dict) else {}
-        usage = facts.get("usage")
-        known = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0) if usage else 0
-        tokens = usage["prompt_tokens"] - known if usage else None
+        found = [
+            (
+                operator.index(row["index"]),
+                float(row["relevance_score"] if "relevance_score" in row else row["score"]),
+            )
+            for row in sent or ()
+        ]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise RemoteError(f"The response has no valid scores ({error!r}).") from None
-    if len(rows or ()) != count or any(math.isnan(value) for value in values):
+    indexes = {index for index, _ in found}
+    if len(indexes) < len(found) or not all(0 <= index < count for index in indexes):
+        raise RemoteError(f"The response has wrong document indexes for {count} documents.")
+    if not all(math.isfinite(score) for _, score in found):
+        raise RemoteError("The response has a score that is not a finite number.")
+    return found
+
+
+def tei_bound(info: Any) -> int | None:
+    """Return the most texts of one request, by the server's /info; None if it does not tell."""
+    bound = info.get("max_client_batch_size") if isinstance(info, dict) else None
+    return bound if isinstance(bound, int) and bound > 0 else None
+
+
+def read(answer: Any, count: int) -> Scores:
+    """Return the scores in a response for `count` documents. Raises RemoteError."""
+    found = rows(answer, count)
+    if len(found) != count:
         raise RemoteError(f"The response does not have a score for each of the {count} documents.")
-    return Scores(tuple(values), tokens, facts.get("model"), tuple(places))
+    values, places = [0.0] * count, [0] * count
+    for place, (index, score) in enumerate(found):
+        values[index], places[index] = score, place
+    facts = answer if isinstance(answer, dict) else {}
+    tokens, cached = usage(facts)
+    model = facts.get("model")
+    return Scores(
+        tuple(values),
+        None if tokens is None else tokens - cached,
+        model if isinstance(model, str) else None,
+        tuple(places),
+    )
+
+
+def usage(facts: Mapping[str, Any]) -> tuple[int | None, int]:
+    """Return the tokens of the whole request, None if the response does not tell, and how many of them were
+    cached. Raises RemoteError."""
+    try:
+        sent = facts.get("usage")
+        if not sent:
+            return None, 0
+        cached = (sent.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+        return operator.index(sent["prompt_tokens"]), operator.index(cached)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise RemoteError(f"The response has no valid number of tokens ({error!r}).") from None
 
 
 class Remote:
@@ -161,7 +202,7 @@ class Remote:
         refusals = []
         for shape in shapes(httpx.URL(self.url).path):
             try:
-                self.served = (await self._ask(shape, *_PROBE)).model
+                self.served = (await self._ask(shape, *PROBE)).model
             except RemoteError as error:
                 refusals.append(f"  {shape.path} with {shape.key}: {error.message}")
                 continue
@@ -179,8 +220,7 @@ class Remote:
             answer = (await self._http.get(httpx.URL(self.url).join("/info"))).json()
         except network_errors.ERRORS:
             return None
-        bound = answer.get("max_client_batch_size") if isinstance(answer, dict) else None
-        return bound if isinstance(bound, int) and bound > 0 else None
+        return tei_bound(answer)
 
     async def _ask(self, shape: Shape, query: str, documents: Sequence[str]) -> Scores:
         url = httpx.URL(self.url).copy_with(path=shape.path)

@@ -90,6 +90,12 @@ class RemoteModels(Protocol):
     def is_complete(self) -> bool:
         """Whether every place has listed its models. Until then, an unknown name may be a model's."""
 
+    @property
+    def behind(self) -> tuple[str, ...]:
+        """Identities of the servers that a request may pass, this one's first; () if none is passed on.
+        Another server that passes requests on to this one finds circles with them."""
+        return ()
+
     def replaces_local(self, settings: Settings) -> bool:
         """Whether rerankd itself serves no model with these settings."""
 

@@ -24,7 +24,7 @@ from rerankd.embedding import EmbedRequest, EmbedResult, finished
 from rerankd.errors import ConfigError, InvalidRequest, Misuse, Stopping
 from rerankd.metrics import Metrics
 from rerankd.process.states import Status
-from rerankd.remote_models import NoRemoteModels, RemoteModels
+from rerankd.remote_models import RemoteModels
 from rerankd.rerank_result import RerankResult
 from rerankd.serving import metric_readings, request_checks, request_images
 from rerankd.serving.document_scores import Budget
@@ -33,6 +33,7 @@ from rerankd.serving.registry import ModelRegistry
 from rerankd.serving.score_stages import Deadline, ModelStage, answered, score_in_stages
 from rerankd.serving.served_model import ServedModel
 from rerankd.serving.text_embeddings import distinct_texts, embed_texts
+from rerankd.upstreams import Upstreams
 
 NOT_STARTED = (
     "This Reranker has not been started. Use `async with Reranker() as reranker:`, or call "
@@ -72,7 +73,7 @@ class Reranker:
                 "`rerankd key new NAME`."
             )
         self.metrics = Metrics(lambda: metric_readings.of(self.registry))
-        self.registry = ModelRegistry(settings, self.metrics, remote or NoRemoteModels())
+        self.registry = ModelRegistry(settings, self.metrics, remote or Upstreams(settings))
         self.registry.begin_with(prepared)
         self._is_closed = False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 import numpy as np
 from typing_extensions import TypedDict
@@ -17,16 +17,25 @@ class Vector(TypedDict):
     embedding: list[float] | str
 
 
+class Cached(TypedDict):
+    cached_tokens: int
+
+
 class Usage(TypedDict):
     prompt_tokens: int
     total_tokens: int
+    prompt_tokens_details: NotRequired[Cached]
 
 
 class OpenAIAnswer(TypedDict):
+    """`truncated` are indexes of texts."""
+
     object: Literal["list"]
     data: list[Vector]
     model: str
     usage: Usage
+    truncated: NotRequired[list[int]]
+    warnings: NotRequired[list[str]]
 
 
 class OllamaAnswer(TypedDict):
@@ -46,14 +55,22 @@ def openai(body: Any, result: EmbedResult) -> OpenAIAnswer:
     if body.encoding_format == "base64":
         little = result.vectors.astype(np.dtype("<f4"), copy=False)
         vectors = [base64.b64encode(row.tobytes()).decode() for row in little]
-    return {
+    usage: Usage = {"prompt_tokens": result.tokens, "total_tokens": result.tokens}
+    if result.cached_tokens:
+        usage["prompt_tokens_details"] = {"cached_tokens": result.cached_tokens}
+    answer: OpenAIAnswer = {
         "object": "list",
         "data": [
             {"object": "embedding", "index": at, "embedding": vector} for at, vector in enumerate(vectors)
         ],
         "model": result.model,
-        "usage": {"prompt_tokens": result.tokens, "total_tokens": result.tokens},
+        "usage": usage,
     }
+    if result.truncated:
+        answer["truncated"] = list(result.truncated)
+    if result.warnings:
+        answer["warnings"] = list(result.warnings)
+    return answer
 
 
 def tei(body: Any, result: EmbedResult) -> list[list[float]]:

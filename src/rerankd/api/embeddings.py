@@ -61,6 +61,10 @@ class _Body(BaseModel):
     )
 
 
+_NORMALIZE: Any = Field(None, description="With false, the vectors are not scaled to length 1.")
+_KEEP_ALIVE: Any = Field(None, description="As in a rerank request.")
+
+
 class OpenAIBody(_Body):
     """OpenAI's request body."""
 
@@ -68,6 +72,8 @@ class OpenAIBody(_Body):
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="base64: each vector as float32, little-endian."
     )
+    normalize: Flag = _NORMALIZE
+    keep_alive: Any = _KEEP_ALIVE
 
 
 class TeiBody(_Body):
@@ -76,7 +82,7 @@ class TeiBody(_Body):
     EXAMPLE: ClassVar[dict[str, Any]] = {"inputs": ["a bear of China", "a kind of bread"]}
 
     texts: Texts = Field(description="A text, or a list of texts.", validation_alias="inputs")
-    normalize: Flag = Field(None, description="With false, the vectors are not scaled to length 1.")
+    normalize: Flag = _NORMALIZE
 
 
 class OllamaBody(_Body):
@@ -87,7 +93,7 @@ class OllamaBody(_Body):
         description="A text, or a list of texts.",
         validation_alias=AliasChoices("input", "prompt"),
     )
-    keep_alive: Any = Field(None, description="As in a rerank request.")
+    keep_alive: Any = _KEEP_ALIVE
 
 
 @dataclass(frozen=True, slots=True)

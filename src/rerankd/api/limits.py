@@ -66,7 +66,7 @@ def guard(answer: Answer) -> Answer:
             return await answer(request)
         started = time.perf_counter()
         key = key_of(request, reranker.keys)
-        client = identify(request, key)
+        client = identify(request, key, reranker.settings)
         body = _Body(request, reranker, client=client.name)
         inner = Request(request.scope, body.receive)
         inner.state.rerankd_body = body

@@ -28,6 +28,8 @@ class ModelRow(TypedDict):
     owned_by: str
     model_type: Literal["rerank"]
     model_name: str
+    max_model_len: NotRequired[int]
+    method: NotRequired[str]
 
 
 class Unavailable(TypedDict):
@@ -38,11 +40,13 @@ class Unavailable(TypedDict):
 
 
 class ModelList(TypedDict):
-    """`data` lists the usable models. `unavailable` lists refused models, if there are any."""
+    """`data` lists the usable models. `unavailable` lists refused models, if there are any. `behind`: see
+    RemoteModels."""
 
     object: Literal["list"]
     data: list[ModelRow]
     unavailable: NotRequired[list[Unavailable]]
+    behind: NotRequired[list[str]]
 
 
 @router.get(
@@ -70,6 +74,8 @@ async def models(request: Request) -> Response:
     body: ModelList = {"object": "list", "data": list(rows.values())}
     if reasons:
         body["unavailable"] = [{"id": name, "reason": reason} for name, reason in reasons.items()]
+    if registry.remote.behind:
+        body["behind"] = list(registry.remote.behind)
     return json_response(body)
 
 
@@ -87,7 +93,7 @@ async def model(request: Request, name: str) -> Response:
 
 
 def _row(entry: AnyModel | Cascade, name: str) -> ModelRow:
-    return {
+    row: ModelRow = {
         "id": name,
         "object": "model",
         # The time was stored when the model was read, because the file may have been deleted since.
@@ -96,6 +102,12 @@ def _row(entry: AnyModel | Cascade, name: str) -> ModelRow:
         "model_type": "rerank",
         "model_name": entry.name,
     }
+    if isinstance(entry, ServedModel):
+        row |= {"max_model_len": entry.model.recipe.max_length, "method": entry.model.recipe.method}
+    elif not isinstance(entry, Cascade | PendingModel):
+        row |= {"max_model_len": entry.max_length} if entry.max_length is not None else {}
+        row |= {"method": "embedding"} if entry.is_embedder else {}
+    return row
 
 
 @router.post(

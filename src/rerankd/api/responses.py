@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import Scope
 
-from rerankd import logs
+from rerankd import logs, onward
 from rerankd.api import limits
 from rerankd.api.auth import check_key
 from rerankd.api.dialects.dialect import Dialect, stages
@@ -63,6 +63,8 @@ class Route(APIRoute):
 
         async def answer(request: Request) -> Response:
             logs.belongs_to(request_id(request), getattr(request.state, "key", ""))
+            passed = onward.passed(request.headers.get(onward.PASSED_HEADER, ""))
+            onward.begins(onward.Origin(passed, request_id(request)))
             try:
                 response = await handle(request)
             except RerankdError as error:

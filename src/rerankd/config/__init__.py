@@ -10,6 +10,7 @@ from rerankd.config.request_defaults import RequestDefaults
 from rerankd.config.scoring_settings import ScoringSettings
 from rerankd.config.settings import Settings, changed, engines_differ, needs
 from rerankd.config.sources import FILE_NAME, find, from_machine, load, override, service_links
+from rerankd.config.upstream_settings import UpstreamSettings
 
 __all__ = [
     "FILE_NAME",
@@ -20,6 +21,7 @@ __all__ = [
     "ScoringSettings",
     "ServingSettings",
     "Settings",
+    "UpstreamSettings",
     "changed",
     "engines_differ",
     "find",

@@ -21,11 +21,11 @@ else:
     EngineName = Literal["auto", *(backend.name for backend in BACKENDS)]
 
 
-def _split_commas(value: object) -> object:
+def split_commas(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
 DAY_S = 86_400.0
 # A shorter interval would keep a polling loop busy.
 Seconds = Annotated[float, Field(ge=0.01, le=DAY_S)]

@@ -39,6 +39,9 @@ def _in_utf8(key: str | None) -> str | None:
     return key
 
 
+ApiKey = Annotated[str | None, BeforeValidator(_sendable), AfterValidator(_in_utf8)]
+
+
 def _slashed(value: object) -> object:
     return "".join(f"/{part}" for part in value.split("/") if part) if isinstance(value, str) else value
 
@@ -125,7 +128,7 @@ class LiveSettings(Options):
 
     needs: ClassVar[Needs] = "live"
 
-    api_key: Annotated[str | None, BeforeValidator(_sendable), AfterValidator(_in_utf8)] = Field(
+    api_key: ApiKey = Field(
         None,
         description="API key that requests must send as a bearer token; other users of the machine can see "
         "the value of a flag",

@@ -24,10 +24,11 @@ from rerankd.config.ray_settings import RaySettings
 from rerankd.config.request_defaults import RequestDefaults
 from rerankd.config.scoring_settings import ScoringSettings
 from rerankd.config.service_settings import FixedSettings, LiveSettings
+from rerankd.config.upstream_settings import UpstreamsSettings
 
 
 @with_options
-class Settings(ServingSettings, RequestDefaults, RaySettings, LiveSettings, FixedSettings):
+class Settings(ServingSettings, RequestDefaults, RaySettings, UpstreamsSettings, LiveSettings, FixedSettings):
     """All settings of rerankd, validated."""
 
     model: Names = setting(
@@ -168,7 +169,7 @@ class Settings(ServingSettings, RequestDefaults, RaySettings, LiveSettings, Fixe
 
 def needs(name: str) -> Needs:
     """Return what a change of a setting requires: nothing, an engine restart or a service restart."""
-    groups = (RequestDefaults, RaySettings, LiveSettings, FixedSettings)
+    groups = (RequestDefaults, RaySettings, UpstreamsSettings, LiveSettings, FixedSettings)
     return next((group.needs for group in groups if name in group.model_fields), Options.needs)
 
 

@@ -24,6 +24,7 @@ from rerankd.config.cascade import Stage
 from rerankd.config.model_settings import ModelSettings
 from rerankd.config.scoring_settings import ScoringSettings
 from rerankd.config.settings import Settings
+from rerankd.config.upstream_settings import UpstreamSettings
 from rerankd.deprecated_names import deprecated_in
 from rerankd.errors import ConfigError
 from rerankd.normalization import Calibration
@@ -163,7 +164,7 @@ def _environment_names(environ: Mapping[str, str]) -> dict[str, str]:
         is_blank = not value and key not in _NEVER_BLANK
         if not name.startswith(_PREFIX) or name in links or key == "config" or is_blank:
             continue
-        if key in ("models", "scoring"):
+        if key in ("models", "scoring", "upstreams"):
             raise ConfigError(f"{name} is not a setting. Add a [{key}] section to a settings file instead.")
         if key not in Settings.model_fields:
             nearest = _nearest(key, Settings.model_fields, prefix=_PREFIX)
@@ -195,7 +196,11 @@ def _sentence(item: Any, sources: Mapping[str, str]) -> str:
     key = ".".join(str(part) for part in location)
     source = sources.get(str(location[0]), "settings")
     if item["type"] == "extra_forbidden":
-        sections: dict[str, type[BaseModel]] = {"scoring": ScoringSettings, "models": ModelSettings}
+        sections: dict[str, type[BaseModel]] = {
+            "scoring": ScoringSettings,
+            "models": ModelSettings,
+            "upstreams": UpstreamSettings,
+        }
         owner = Stage if "stages" in location else sections.get(str(location[0]), Settings)
         if location[-1] in Settings.model_fields and owner in sections.values():
             return (
@@ -209,9 +214,9 @@ def _sentence(item: Any, sources: Mapping[str, str]) -> str:
     if item["type"] in ("missing", "missing_argument"):
         return f"{source}: {key} is missing."
     value = item["input"]
-    typed = str(value).lower() if isinstance(value, bool) else repr(value)
+    typed = str(value).lower() if isinstance(value, bool) else re.sub(r"//[^/@]*@", "//…@", repr(value))
     # Neither a secret nor a long section is shown.
-    shown = key if key == "api_key" or len(typed) > _MOST_SHOWN else f"{key} = {typed}"
+    shown = key if location[-1] == "api_key" or len(typed) > _MOST_SHOWN else f"{key} = {typed}"
     reason = item["msg"].removeprefix("Value error, ").lower().replace("input should be", "it must be")
     return f"{source}: {shown} can't be used: {reason.partition(', unable to parse')[0]}."
 

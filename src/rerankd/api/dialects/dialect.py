@@ -140,6 +140,9 @@ class Stage(TypedDict):
     documents: int
     scored: int
     ms: float
+    queue_ms: float
+    engine_ms: float
+    tokens: int
     cached: NotRequired[int]
     skipped: NotRequired[int]
     error: NotRequired[str]
@@ -154,6 +157,9 @@ def stages(result: RerankResult) -> list[Stage]:
             "documents": stage.documents,
             "scored": stage.scored,
             "ms": round(stage.total_s * 1000, 1),
+            "queue_ms": round(stage.queue_s * 1000, 1),
+            "engine_ms": round(stage.engine_s * 1000, 1),
+            "tokens": stage.tokens,
         }
         if stage.cached:
             row["cached"] = stage.cached

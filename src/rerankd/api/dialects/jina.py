@@ -66,6 +66,7 @@ class Meta(TypedDict):
     tokens: dict[str, int]
     normalization: str
     transform: str  # the name of `normalization` in 0.1
+    divisor: NotRequired[int]  # of raw scores, before they are normalized
     cached: NotRequired[int]
     cut: NotRequired[list[int]]
     blank: NotRequired[list[int]]
@@ -113,6 +114,8 @@ def render(result: RerankResult, request_id: str) -> Answer:
         "normalization": result.normalization,
         "transform": result.normalization,
     }
+    if result.divisor != 1:
+        meta["divisor"] = result.divisor
     if result.cached:
         meta["cached"] = result.cached
     if result.truncated:

@@ -1,0 +1,255 @@
+"""One upstream server: its state by checks and by the outcome of requests, and its answers.
+
+`watch` is the only task that makes a server usable; a request that fails for a fault of the server makes it
+unusable at once. The delay between checks then grows from 0.2 s to 5 s, until a request is answered: a server
+that is healthy by its checks and fails on every request is not tried all the time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from rerankd import affinity
+from rerankd.client import Client
+from rerankd.config import Settings, UpstreamSettings
+from rerankd.domain import RerankRequest
+from rerankd.embedding import EmbedRequest, EmbedResult
+from rerankd.errors import ConfigError, EngineUnavailable, Overloaded, RerankdError
+from rerankd.remote_models import Phase
+from rerankd.rerank_result import RerankResult
+from rerankd.upstreams.calls import Calls
+from rerankd.upstreams.connection import Connection, api_key
+from rerankd.upstreams.discovery import Explorer, Found, Kind, Served, base
+from rerankd.upstreams.refusals import TryAnother
+
+_log = logging.getLogger("rerankd")
+T = TypeVar("T")
+
+_FIRST_DELAY_S = 0.2
+_LONGEST_DELAY_S = 5.0
+# How long the answers to a check may take together; those to the first request to a server of unknown kind
+# may take as long as it loads.
+_CHECK_S = 5.0
+_FIRST_CHECK_S = 30.0
+# A server that fails on this many requests in a row is left out, although it answers checks.
+_MOST_UNANSWERED = 3
+
+
+class Server:
+    """A server. Its attributes are read by all and written here alone. `changed` is called after a change of
+    its state or models."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: UpstreamSettings,
+        shared: Settings,
+        identity: str,
+        changed: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self.seed = affinity.seed(name)
+        self.phase: Phase = "starting"
+        self.error: RerankdError | None = None
+        # What the settings promise, until the server answers.
+        self.models = tuple(Served((one,), is_starting=True) for one in settings.models)
+        self.behind: tuple[str, ...] = ()
+        self.requests = self.answered = self.failed = 0
+        self.looked = asyncio.Event()
+        self.has_listed = bool(settings.models)
+        self._kind: Kind | None = None
+        self._shared = shared
+        self._identity = identity
+        self._changed = changed
+        self._failures = 0
+        self._next_check = 0.0
+        self._wake = asyncio.Event()
+        self._connection: Connection | None = None
+        self._key: str | None = None
+        self._unanswered = 0
+
+    @property
+    def weight(self) -> float:
+        """For `affinity.choose`."""
+        return self.settings.weight
+
+    @property
+    def load(self) -> float:
+        """For `affinity.choose`."""
+        return self.requests
+
+    @property
+    def retry_after_s(self) -> float:
+        """Seconds until the next check."""
+        return max(self._next_check - time.monotonic(), 0.0)
+
+    def serves(self, model: str) -> Served | None:
+        """The model with this displayed name or alias, None if the server has none."""
+        return next((one for one in self.models if model in one.names), None)
+
+    def apply(self, settings: UpstreamSettings, shared: Settings) -> Connection | None:
+        """Use changed settings with the same URL. Returns a connection that is not used any more."""
+        is_same = shared.upstream_connect_timeout_s == self._shared.upstream_connect_timeout_s
+        self.settings, self._shared = settings, shared
+        with contextlib.suppress(ConfigError):  # the next check reports it
+            is_same = is_same and api_key(settings) == self._key
+        self._next_check = 0.0
+        self._wake.set()
+        if is_same or self._connection is None:
+            return None
+        old, self._connection = self._connection, None
+        return old
+
+    def takes_over(self, old: Server) -> None:
+        """Keep the names of the models of a server that this one replaces, until it answers."""
+        self.models, self.has_listed = old.models, old.has_listed
+
+    # Checks.
+
+    async def watch(self) -> None:
+        """Check the server until cancelled."""
+        while True:
+            await self._check()
+            self.looked.set()
+            self._plan_check()
+            while (left_s := self._next_check - time.monotonic()) > 0:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(left_s):
+                        await self._wake.wait()
+                self._wake.clear()
+
+    def _plan_check(self) -> None:
+        delay_s = self._shared.upstream_poll_s
+        if self.phase == "failed":
+            delay_s = min(_FIRST_DELAY_S * 2.0 ** min(self._failures - 1, 16), _LONGEST_DELAY_S)
+            delay_s *= 1 - random.random() / 5
+        elif self.phase == "starting":
+            delay_s = min(delay_s, 1.0)
+        self._next_check = time.monotonic() + delay_s
+
+    async def _check(self) -> None:
+        limit_s = _CHECK_S if self._kind is not None else _FIRST_CHECK_S
+        try:
+            connection = self._connected()
+            explorer = Explorer(self.name, self.settings, connection, self._identity)
+            async with asyncio.timeout(limit_s):
+                found = await explorer.look(self._kind)
+        except TimeoutError:
+            self._fails(
+                EngineUnavailable(
+                    f"The upstream server {self.name} did not answer a health check within {limit_s:g} s."
+                )
+            )
+        except TryAnother as reason:
+            if not reason.was_cut:  # an idle connection may have been closed
+                self._kind = None
+            self._fails(reason.error)
+        except (ConfigError, ValueError) as error:
+            self._fails(EngineUnavailable(f"The upstream server {self.name} can't be reached: {error}"))
+        else:
+            self._is_found(found)
+
+    def _connected(self) -> Connection:
+        """The connection. Raises ConfigError and ValueError."""
+        if self._connection is None:
+            self._key = api_key(self.settings)
+            self._connection = Connection(
+                self.name, self.settings.url, self._key, self._shared.upstream_connect_timeout_s
+            )
+        return self._connection
+
+    def _is_found(self, found: Found) -> None:
+        self._kind, self.has_listed = found.kind, True
+        before = (self.phase, self.error and self.error.message, self.models)
+        self.models, self.behind, self.error = found.models, found.behind, found.problem
+        self.phase = "failed" if found.problem is not None else "ready"
+        if (self.phase, self.error and self.error.message, self.models) == before:
+            return
+        if found.problem is not None:
+            _log.warning("%s", found.problem.message)
+        elif before[0] != "ready":
+            names = ", ".join(one.names[0] for one in self.models) or "no model"
+            _log.info("the upstream server %s is ready (%s): %s", self.name, found.kind.name, names)
+        self._changed()
+
+    def _fails(self, error: RerankdError) -> None:
+        self._failures += 1
+        is_new = self.phase != "failed" or self.error is None or self.error.message != error.message
+        self.phase, self.error = "failed", error
+        if is_new:
+            _log.warning("%s", error.message)
+            self._changed()
+
+    # Requests.
+
+    async def rerank(
+        self, model: Served, name: str, request: RerankRequest, timeout_s: float, client: Client
+    ) -> RerankResult:
+        """Answer a request with a model of this server; `name` is its name in the result. Raises TryAnother,
+        and the errors that every server would raise."""
+        calls = self._calls(timeout_s, client)
+        return await self._counted(calls.connection, calls.rerank(model, name, request))
+
+    async def embed(
+        self, model: Served, name: str, request: EmbedRequest, timeout_s: float, client: Client
+    ) -> EmbedResult:
+        """Return the vectors of texts; otherwise as `rerank`."""
+        calls = self._calls(timeout_s, client)
+        return await self._counted(calls.connection, calls.embed(model, name, request))
+
+    def _calls(self, timeout_s: float, client: Client) -> Calls:
+        if self._kind is None or self._connection is None:
+            raise TryAnother(self.error or EngineUnavailable(f"The upstream server {self.name} is starting."))
+        return Calls(
+            self.name,
+            base(self.settings.url),
+            self._kind,
+            self._connection,
+            self._identity,
+            timeout_s,
+            client,
+        )
+
+    async def _counted(self, connection: Connection, call: Coroutine[Any, Any, T]) -> T:
+        self.requests += 1
+        try:
+            async with connection.used():
+                result = await call
+        except TryAnother as reason:
+            self._is_not_answered(reason)
+            raise
+        except RerankdError:
+            self._is_answered()
+            raise
+        finally:
+            self.requests -= 1
+        self._is_answered()
+        return result
+
+    def _is_answered(self) -> None:
+        self.answered += 1
+        self._failures = self._unanswered = 0
+
+    def _is_not_answered(self, reason: TryAnother) -> None:
+        self.failed += 1
+        if isinstance(reason.error, Overloaded) or self.phase == "failed":
+            return
+        self._unanswered += 1
+        if reason.was_cut:
+            self._next_check = 0.0
+        elif reason.is_fault or self._unanswered >= _MOST_UNANSWERED:
+            self._fails(reason.error)
+            self._plan_check()
+        self._wake.set()
+
+    async def close(self, *, at_once: bool = True) -> None:
+        """Close the connections; requests under way end, or are answered first."""
+        if self._connection is not None:
+            await (self._connection.close() if at_once else self._connection.retire())
