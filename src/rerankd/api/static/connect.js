@@ -22,9 +22,9 @@ export function opened() {
   show();
 }
 
-export function update({ models }) {
+export function update({ models, remote }) {
   const before = $("model-c").value;
-  fill($("model-c"), models.flatMap((model) => [model.id, ...model.aliases]));
+  fill($("model-c"), [...models, ...remote].flatMap((model) => [model.id, ...model.aliases]));
   if ($("model-c").value !== before) show();
 }
 

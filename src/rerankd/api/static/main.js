@@ -55,8 +55,8 @@ export async function refresh() {
   }
 }
 
-function served({ models, unavailable }) {
-  const all = [...models, ...unavailable];
+function served({ models, unavailable, remote }) {
+  const all = [...models, ...unavailable, ...remote];
   if (!all.length) return;
   const worst = all.find((model) => !["ready", "unloaded"].includes(model.state)) ?? all.find((model) => model.state === "ready") ?? all[0];
   const name = all.length === 1 ? all[0].id : t("{n} models", { n: all.length });

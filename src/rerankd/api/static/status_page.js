@@ -20,18 +20,19 @@ export function start(page) {
 let isAdmin = false;
 
 export function update(status) {
-  const { models, cascades, unavailable, recent } = status;
-  const all = models.length + unavailable.length;
+  const { models, cascades, unavailable, remote, recent } = status;
+  const all = models.length + unavailable.length + remote.length;
   const total = (value) => models.reduce((sum, model) => sum + value(model), 0);
-  const well = models.filter((model) => ["ready", "unloaded"].includes(model.state)).length;
+  const elsewhere = (count) => remote.reduce((sum, model) => sum + model[count], 0);
+  const well = [...models, ...remote].filter((model) => ["ready", "unloaded"].includes(model.state)).length;
   const time = duration(status.uptime_s);
   $("summary").textContent = well === all ? t("All models are available. Uptime: {time}.", { time }) : t("{n} of {all} models are unavailable. Uptime: {time}.", { n: all - well, all, time });
   const budget = status.memory_budget_bytes;
   const memory = total((model) => model.engine.memory_bytes ?? 0);
   isAdmin = status.admin;
   $("figures").replaceChildren(
-    figure(t("Requests in progress"), format(total((model) => model.queue.requests))),
-    figure(t("Documents in the queue"), format(total((model) => model.queue.documents)), t("{n} tokens", { n: format(total((model) => model.queue.tokens)) })),
+    figure(t("Requests in progress"), format(total((model) => model.queue.requests) + elsewhere("requests"))),
+    figure(t("Documents in the queue"), format(total((model) => model.queue.documents) + elsewhere("documents")), t("{n} tokens", { n: format(total((model) => model.queue.tokens)) })),
     figure(t("Engine memory"), memory ? size(memory) : "–", budget ? t("budget: {size}", { size: size(budget) }) : ""),
     figure(t("Unexpected engine exits"), format(total((model) => model.engine.lost)), t("since the server started")),
   );
@@ -49,7 +50,7 @@ export function update(status) {
     if (!shown.has(model.id)) shown.set(model.id, card(model.id));
     shown.get(model.id).show(model, status.admin);
   }
-  $("unavailable").replaceChildren(...unavailable.map(pending), ...cascades.map(cascade));
+  $("unavailable").replaceChildren(...unavailable.map(pending), ...cascades.map(cascade), ...remote.map(elsewhereCard));
   const cards = models.map((model) => shown.get(model.id).element);
   if ([...$("models").children].some((child, at) => child !== cards[at]) || cards.length !== $("models").children.length) $("models").replaceChildren(...cards);
 }
@@ -84,6 +85,23 @@ function cascade({ id, aliases, stages, error }) {
     aliases.length ? el("p", { class: "small muted" }, t("aliases: {names}", { names: aliases.join(", ") })) : "",
     el("p", { class: "why" }, words.join(" → ")),
     error ? el("p", { class: "wrong" }, inWords(error, "model_refused")) : "",
+  );
+}
+
+/** The card of a model that is served elsewhere: the servers or replicas that answer for it. */
+function elsewhereCard({ id, aliases, state, error, places }) {
+  const lines = places.map((place) => {
+    const counts = t("{n} answered, {failed} failed, {now} in progress", { n: format(place.answered), failed: format(place.failed), now: format(place.requests) });
+    return el("li", {}, el("span", { class: `pill ${place.state}` }, t(place.state)), ` ${place.name}: ${counts}`, place.error ? el("p", { class: "wrong" }, inWords(place.error, "engine_unavailable")) : "");
+  });
+  return el(
+    "article",
+    { class: "card model", "aria-label": id },
+    el("header", {}, el("h3", {}, id), el("span", { class: `pill ${state}` }, t(state))),
+    aliases.length ? el("p", { class: "small muted" }, t("aliases: {names}", { names: aliases.join(", ") })) : "",
+    el("p", { class: "why" }, t("This model is served elsewhere.")),
+    error ? el("p", { class: "wrong" }, inWords(error, "engine_unavailable")) : "",
+    el("ul", { class: "notes" }, ...lines),
   );
 }
 

@@ -84,15 +84,15 @@ function chooseOther() {
   if (other && $("model-b").value === $("model").value) $("model-b").value = other.value;
 }
 
-export function update({ models, cascades }) {
-  const names = [...cascades.filter((one) => !one.error), ...models].map((one) => one.id);
+export function update({ models, cascades, remote }) {
+  const names = [...cascades.filter((one) => !one.error), ...models, ...remote].map((one) => one.id);
   fill($("model"), names);
   const isFirst = !$("model-b").value;
   fill($("model-b"), names);
   if (isFirst) chooseOther();
   $("lonely").hidden = names.length > 1;
   // The first visit shows a ranked example. It must not load a model, and not replace what was typed meanwhile.
-  const needed = cascades.length ? models : models.slice(0, 1);
+  const needed = cascades.length ? models : [...models, ...remote].slice(0, 1);
   if (needed.length && needed.every((model) => model.state === "ready") && !localStorage.getItem(SEEN) && !$("query").value && !$("documents").value) {
     localStorage.setItem(SEEN, "yes");
     show(SAMPLE);
