@@ -21,7 +21,7 @@ SOURCE = ROOT / "src" / "rerankd"
 NOT_ON_THE_PAGE = {
     "address_in_use", "body_timeout", "bulk_error", "collection_error", "config_error",
     "engine_build_failed", "engine_too_old", "engine_unknown", "host_not_allowed", "method_not_allowed",
-    "misuse", "missing_extra", "not_found", "origin_not_allowed", "output_failed", "remote_error",
+    "misuse", "missing_extra", "not_found", "origin_not_allowed", "output_failed",
     "tuning_failed", "unsupported_media_type",
 }  # fmt: skip
 

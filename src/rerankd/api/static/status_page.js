@@ -92,7 +92,8 @@ function cascade({ id, aliases, stages, error }) {
 function elsewhereCard({ id, aliases, state, error, places }) {
   const lines = places.map((place) => {
     const counts = t("{n} answered, {failed} failed, {now} in progress", { n: format(place.answered), failed: format(place.failed), now: format(place.requests) });
-    return el("li", {}, el("span", { class: `pill ${place.state}` }, t(place.state)), ` ${place.name}: ${counts}`, place.error ? el("p", { class: "wrong" }, inWords(place.error, "engine_unavailable")) : "");
+    const line = el("p", { class: "small" }, el("span", { class: `pill ${place.state}` }, t(place.state)), ` ${place.name}: ${counts}`);
+    return place.error ? [line, el("p", { class: "wrong" }, inWords(place.error, "remote_error"))] : [line];
   });
   return el(
     "article",
@@ -100,8 +101,8 @@ function elsewhereCard({ id, aliases, state, error, places }) {
     el("header", {}, el("h3", {}, id), el("span", { class: `pill ${state}` }, t(state))),
     aliases.length ? el("p", { class: "small muted" }, t("aliases: {names}", { names: aliases.join(", ") })) : "",
     el("p", { class: "why" }, t("This model is served elsewhere.")),
-    error ? el("p", { class: "wrong" }, inWords(error, "engine_unavailable")) : "",
-    el("ul", { class: "notes" }, ...lines),
+    error ? el("p", { class: "wrong" }, inWords(error, "remote_error")) : "",
+    ...lines.flat(),
   );
 }
 
