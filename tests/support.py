@@ -99,7 +99,8 @@ def native_engine() -> str:
 
 @dataclass
 class Program:
-    """A running rerankd process and its URL. `said` are its log lines up to the start."""
+    """A running rerankd process and its URL. `said` are its log lines up to the message of the start. The web
+    server, which is imported meanwhile, may log later (see `ended`)."""
 
     process: subprocess.Popen[str]
     url: str
@@ -108,6 +109,11 @@ class Program:
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(30)
+
+    def ended(self) -> list[str]:
+        """Stop it. Returns all of its log lines."""
+        self.process.terminate()
+        return [*self.said, *self.process.communicate(timeout=30)[1].splitlines(keepends=True)]
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:

@@ -288,7 +288,7 @@ def test_variables_that_opentelemetry_refuses_cost_the_traces_only(
     env = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", name: value}
     with serving(tmp_path, XLMR, **env) as program:
         assert post(f"{program.url}/v1/rerank", body()).status_code == 200
-        said = [line for line in program.said if "no traces are sent" in line]
+        said = [line for line in program.ended() if "no traces are sent" in line]
     assert len(said) == 1 and says in said[0]
 
 
@@ -298,7 +298,7 @@ def test_a_propagator_that_is_not_installed_is_ignored(tmp_path: Path, traces_to
     env |= {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"} if traces_too else {}
     with serving(tmp_path, XLMR, **env) as program:
         assert post(f"{program.url}/v1/rerank", body()).status_code == 200
-        said = [line for line in program.said if "OTEL_PROPAGATORS" in line]
+        said = [line for line in program.ended() if "OTEL_PROPAGATORS" in line]
     assert len(said) == 1 and "'b4'" in said[0]
 
 
@@ -319,5 +319,5 @@ def test_without_the_extra_a_line_says_what_to_install(tmp_path: Path) -> None:
     env = {"PYTHONPATH": str(tmp_path / "first"), "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
     with serving(tmp_path, XLMR, **env) as program:
         assert post(f"{program.url}/v1/rerank", body()).status_code == 200
-        said = [line for line in program.said if "no traces are sent" in line]
+        said = [line for line in program.ended() if "no traces are sent" in line]
     assert len(said) == 1 and "pip install 'rerankd[otel]'" in said[0]
