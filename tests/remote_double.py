@@ -69,7 +69,7 @@ class Doubles(RemoteModels):
     """The remote models of a test. `found` is set when their places have answered."""
 
     models: tuple[Double, ...] = ()
-    is_complete = True
+    unlisted: tuple[Place, ...] = ()
 
     def __init__(self, *models: Double, is_alone: bool = True) -> None:
         self.models, self.is_alone = models, is_alone

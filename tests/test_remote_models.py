@@ -28,12 +28,13 @@ from rerankd.errors import (
     Stopping,
     UnknownModel,
 )
-from rerankd.remote_models import NoRemoteModels
+from rerankd.remote_models import NoRemoteModels, Place
 from rerankd.service import Reranker
 from rerankd.serving.prepare_model import prepare
 
 _GGUF = Path(__file__).parent / "golden" / "xlmr-head.gguf"
 _BODY = {"query": "q", "documents": ["a", "ccc", "bb"]}
+_DOWN = Place("gpu3", "failed", error="It refuses connections.")
 _REQUEST = RerankRequest("q", ("a", "ccc", "bb"))
 
 
@@ -152,8 +153,8 @@ def test_one_remote_model_answers_to_every_name_once_all_places_are_known(tmp_pa
         async with front(tmp_path, remote) as ask:
             registry = ask.reranker.registry
             assert registry.remote_model("rerank-v3.5") is remote.models[0]
-            remote.is_complete = False  # the name may be a model of a server that has not answered
-            with pytest.raises(EngineUnavailable, match=r"'rerank-v3\.5' is not known yet"):
+            remote.unlisted = (_DOWN,)  # the name may be that of one of its models
+            with pytest.raises(EngineUnavailable, match=r"'rerank-v3\.5' is not known, and .* yet: gpu3\."):
                 registry.remote_model("rerank-v3.5")
             assert registry.remote_model(None) is remote.models[0]
 
@@ -163,7 +164,7 @@ def test_one_remote_model_answers_to_every_name_once_all_places_are_known(tmp_pa
 def test_requests_wait_until_the_places_have_been_asked(tmp_path: Path) -> None:
     async def test() -> None:
         remote = Doubles()
-        remote.is_complete = False
+        remote.unlisted = (_DOWN,)
         remote.found.clear()
         reranker = Reranker(Settings(home=tmp_path), remote=remote)
         await reranker.registry.begin()
@@ -171,7 +172,7 @@ def test_requests_wait_until_the_places_have_been_asked(tmp_path: Path) -> None:
         while not reranker.registry.setup._waiting:
             await asyncio.sleep(0)
         assert not waiting.done()
-        remote.models, remote.is_complete = (Double("far"),), True
+        remote.models, remote.unlisted = (Double("far"),), ()
         remote.found.set()
         assert (await waiting).model == "far"
         await reranker.close()
@@ -183,7 +184,7 @@ def test_requests_wait_until_the_places_have_been_asked(tmp_path: Path) -> None:
 def test_a_request_for_a_name_that_is_never_found_ends_in_time(tmp_path: Path) -> None:
     async def test() -> None:
         remote = Doubles()
-        remote.is_complete = False
+        remote.unlisted = (_DOWN,)
         remote.found.clear()
         reranker = Reranker(Settings(home=tmp_path), remote=remote)
         await reranker.registry.begin()
@@ -211,6 +212,11 @@ def test_health_readiness_and_status_tell_who_answers(tmp_path: Path) -> None:
                 "  gpu1: ready, 0 requests under way, 0 answered, 0 failed",
                 "  gpu2: failed, 0 requests under way, 0 answered, 3 failed; The server refuses connections.",
             ]
+            ask.reranker.registry.remote.unlisted = (_DOWN,)  # type: ignore[misc]
+            (shown,) = (await ask.json("/v1/status"))["unlisted"]
+            assert status.unlisted_line(shown) == (
+                "gpu3: failed, its models are not known yet; It refuses connections."
+            )
             model.error = EngineStartFailed("All servers are down.")
             for path in ("/ready", "/v1/models/far/ready"):
                 answer = await ask("GET", path)
@@ -353,9 +359,13 @@ def test_the_startup_message_names_them(tmp_path: Path) -> None:
             assert "serves far at" in message
             assert "  remote   far: served by 2 upstream servers" in message
             assert "    Model Name        far" in message
-        async with front(tmp_path, Doubles()) as ask:
+        nothing = Doubles()
+        nothing.unlisted = (_DOWN,)
+        async with front(tmp_path, nothing) as ask:
             with socket.create_server(("127.0.0.1", 0)) as sock:
-                assert "serves no model yet at" in serve._startup_message(ask.reranker, [sock])
+                message = serve._startup_message(ask.reranker, [sock])
+            assert "serves no model yet at" in message
+            assert "  upstream gpu3 has not listed its models: It refuses connections." in message
 
     run(test())
 

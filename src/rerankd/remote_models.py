@@ -87,8 +87,14 @@ class RemoteModels(Protocol):
         """The models, in order; they may change while rerankd runs."""
 
     @property
+    def unlisted(self) -> Sequence[Place]:
+        """The places whose models are not known, because they have not answered yet."""
+        return ()
+
+    @property
     def is_complete(self) -> bool:
         """Whether every place has listed its models. Until then, an unknown name may be a model's."""
+        return not self.unlisted
 
     @property
     def behind(self) -> tuple[str, ...]:
@@ -117,7 +123,6 @@ class NoRemoteModels(RemoteModels):
     """All models are served here."""
 
     models = ()
-    is_complete = True
 
     def __init__(self) -> None:
         self.on_change = lambda: None

@@ -6,7 +6,7 @@ import time
 
 from typing_extensions import TypedDict
 
-from rerankd.remote_models import RemoteModel
+from rerankd.remote_models import Place, RemoteModel
 from rerankd.serving.registry import ModelRegistry
 
 
@@ -38,6 +38,11 @@ class RemoteStatus(TypedDict):
     places: list[PlaceStatus]
 
 
+def unlisted_status(registry: ModelRegistry) -> list[PlaceStatus]:
+    """The places whose models are not known yet."""
+    return [_place(one) for one in registry.remote.unlisted]
+
+
 def remote_status(registry: ModelRegistry) -> list[RemoteStatus]:
     """The status of all remote models, in order."""
     return [_status(model, registry) for model in registry.remote_models]
@@ -55,15 +60,16 @@ def _status(model: RemoteModel, registry: ModelRegistry) -> RemoteStatus:
         "requests": usage.requests,
         "documents": usage.documents,
         "error": state.error.message if state.error is not None else None,
-        "places": [
-            {
-                "name": one.name,
-                "state": one.phase,
-                "requests": one.requests,
-                "answered": one.answered,
-                "failed": one.failed,
-                "error": one.error,
-            }
-            for one in model.places
-        ],
+        "places": [_place(one) for one in model.places],
+    }
+
+
+def _place(place: Place) -> PlaceStatus:
+    return {
+        "name": place.name,
+        "state": place.phase,
+        "requests": place.requests,
+        "answered": place.answered,
+        "failed": place.failed,
+        "error": place.error,
     }

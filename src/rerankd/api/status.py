@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from rerankd import __version__
 from rerankd.api.openapi import errors
-from rerankd.api.remote_status import RemoteStatus, remote_status
+from rerankd.api.remote_status import PlaceStatus, RemoteStatus, remote_status, unlisted_status
 from rerankd.api.responses import Route, json_response, reranker_with_key
 from rerankd.config.cascade import Cascade
 from rerankd.deprecated_names import old_value
@@ -144,6 +144,7 @@ class Status(TypedDict):
     cascades: list[CascadeStatus]
     unavailable: list[PendingStatus]
     remote: list[RemoteStatus]
+    unlisted: list[PlaceStatus]
     disk_cache: dict[str, dict[str, str | int]]  # see DiskStatus, by what a file holds
     recent: RecentStatus
 
@@ -167,6 +168,7 @@ async def status(request: Request) -> Response:
         "cascades": [_cascade(one, registry) for one in registry.cascades],
         "unavailable": [_pending(one, now) for one in registry.pending],
         "remote": remote_status(registry),
+        "unlisted": unlisted_status(registry),
         "disk_cache": {name: asdict(one) for name, one in registry.disk.status.items()},
         "recent": _recent(metrics.recent.read(now)),
     }

@@ -177,6 +177,8 @@ def _startup_message(reranker: Reranker, sockets: Sequence[socket.socket]) -> st
     if remote:
         lines.append("")
     lines += [f"  remote   {one.name}: served by {one.where}" for one in remote]
+    for place in registry.remote.unlisted:
+        lines += ["", f"  upstream {place.name} has not listed its models: {place.error or 'it is starting'}"]
     lines.append(f"  logs     {_short(Store(reranker.settings.home).logs)}")
     for pending in registry.pending:
         lines += ["", *_of_pending(pending)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import typer
@@ -35,9 +36,12 @@ def status(as_json: Json = False, config_file: Config = None) -> None:
         for one in answer.get("remote", []):
             for line in remote_lines(one):
                 say(line)
+        for one in answer.get("unlisted", []):
+            say(unlisted_line(one))
         for line in (*notes(answer), f"status page: {settings.local_url}"):
             say(line)
-    everything = [*answer["models"], *answer.get("unavailable", []), *answer.get("remote", [])]
+    others = (answer.get(name, []) for name in ("unavailable", "remote", "unlisted"))
+    everything = [*answer["models"], *itertools.chain.from_iterable(others)]
     if any(model["state"] not in ("ready", "unloaded") for model in everything):
         raise typer.Exit(1)
 
@@ -49,6 +53,13 @@ def cascade_line(cascade: dict[str, Any]) -> str:
     stages = " → ".join((first["model"], *words))
     error = f"; can't answer: {cascade['error']}" if cascade["error"] else ""
     return f"{cascade['id']}: cascade {stages}{error}"
+
+
+def unlisted_line(place: dict[str, Any]) -> str:
+    """Return a server whose models are not known, in one line."""
+    return f"{place['name']}: {place['state']}, its models are not known yet; {place['error']}".removesuffix(
+        "; "
+    )
 
 
 def remote_lines(remote: dict[str, Any]) -> list[str]:

@@ -198,8 +198,6 @@ class RayModel(RemoteModel):
 class RayModels(RemoteModels):
     """All models of the application, whose names are known from the start."""
 
-    is_complete = True
-
     def __init__(self, models: Sequence[RayModel]) -> None:
         self._models = tuple(models)
         self.on_change = lambda: None

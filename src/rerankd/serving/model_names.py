@@ -119,10 +119,11 @@ class ModelNames(ModelList):
             raise self._is_cascade(cascade)
         found = self.lookup(name)
         if found is None:
-            if not self.remote.is_complete:
+            if unlisted := self.remote.unlisted:
+                places = ", ".join(place.name for place in unlisted)
                 raise EngineUnavailable(
-                    f"The model {name!r} is not known yet: some servers have not listed their models. Retry "
-                    "later.",
+                    f"The model {name!r} is not known, and these servers have not listed their models yet: "
+                    f"{places}. Retry later.",
                     retry_after_s=1,
                 )
             raise self.unknown(name)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from rerankd.config import Settings
 from rerankd.process.tasks import Background
-from rerankd.remote_models import RemoteModel, RemoteModels
+from rerankd.remote_models import Place, RemoteModel, RemoteModels
 from rerankd.upstreams.model import UpstreamModel
 from rerankd.upstreams.server import Server
 
@@ -33,8 +33,12 @@ class Upstreams(RemoteModels):
         return tuple(self._models.values())
 
     @property
-    def is_complete(self) -> bool:
-        return all(server.has_listed for server in self._servers.values())
+    def unlisted(self) -> Sequence[Place]:
+        return [
+            Place(server.name, server.phase, error=server.error.message if server.error is not None else "")
+            for server in self._servers.values()
+            if not server.has_listed
+        ]
 
     def replaces_local(self, settings: Settings) -> bool:
         return bool(settings.upstreams) and not settings.listed

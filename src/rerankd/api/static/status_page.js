@@ -20,7 +20,7 @@ export function start(page) {
 let isAdmin = false;
 
 export function update(status) {
-  const { models, cascades, unavailable, remote, recent } = status;
+  const { models, cascades, unavailable, remote, unlisted, recent } = status;
   const all = models.length + unavailable.length + remote.length;
   const total = (value) => models.reduce((sum, model) => sum + value(model), 0);
   const elsewhere = (count) => remote.reduce((sum, model) => sum + model[count], 0);
@@ -50,7 +50,7 @@ export function update(status) {
     if (!shown.has(model.id)) shown.set(model.id, card(model.id));
     shown.get(model.id).show(model, status.admin);
   }
-  $("unavailable").replaceChildren(...unavailable.map(pending), ...cascades.map(cascade), ...remote.map(elsewhereCard));
+  $("unavailable").replaceChildren(...unavailable.map(pending), ...cascades.map(cascade), ...remote.map(elsewhereCard), ...unlisted.map(unlistedCard));
   const cards = models.map((model) => shown.get(model.id).element);
   if ([...$("models").children].some((child, at) => child !== cards[at]) || cards.length !== $("models").children.length) $("models").replaceChildren(...cards);
 }
@@ -85,6 +85,17 @@ function cascade({ id, aliases, stages, error }) {
     aliases.length ? el("p", { class: "small muted" }, t("aliases: {names}", { names: aliases.join(", ") })) : "",
     el("p", { class: "why" }, words.join(" → ")),
     error ? el("p", { class: "wrong" }, inWords(error, "model_refused")) : "",
+  );
+}
+
+/** The card of a server that has not listed its models. */
+function unlistedCard({ name, state, error }) {
+  return el(
+    "article",
+    { class: "card model", "aria-label": name },
+    el("header", {}, el("h3", {}, name), el("span", { class: `pill ${state}` }, t(state))),
+    el("p", { class: "why" }, t("The models of this server are not known yet.")),
+    error ? el("p", { class: "wrong" }, inWords(error, "remote_error")) : "",
   );
 }
 
