@@ -226,7 +226,7 @@ def test_repeated_queries_find_their_cache_among_four_replicas(nodes: Nodes) -> 
 
 
 def test_errors_and_pages_are_those_of_one_machine(nodes: Nodes) -> None:
-    limits = {"api_key": "secret", "max_documents": 3, "max_queue_documents": 3}
+    limits = {"api_key": "secret", "max_documents": 3, "max_queue_documents": 3, "strict_model_names": True}
     with nodes.serving(ray_min_replicas=1, ray_max_replicas=1, **limits):
         assert nodes.rerank("q", ["a"]).status_code == 401
         key = {"authorization": "Bearer secret"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,10 @@ from rerankd.service import Reranker
 _log = logging.getLogger("rerankd")
 
 _PHASES: dict[str, Phase] = {"ready": "ready", "unloaded": "ready", "failed": "failed", "refused": "failed"}
+
+
+# The engine is restarted meanwhile.
+_FAILED_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,7 @@ class Replica:
         self._id: str = serve.get_replica_context().replica_id.unique_id
         self._refusal: RerankdError | None = None
         self._requests = 0
+        self._failed_since: float | None = None
         self._reranker = Reranker(settings)
         try:
             await self._reranker.start()
@@ -113,10 +119,15 @@ class Replica:
         return self._id, self._reranker.metrics.read()
 
     async def check_health(self) -> None:
-        """Ray replaces a replica that fails this three times in a row. Raises EngineUnavailable if the engine
-        has failed: on another node it may start."""
+        """Ray replaces a replica that fails this three times in a row. Raises EngineUnavailable if the model
+        has been failed for a while: on another node, or with a file that has arrived, it may be served."""
         report = await self.report()
-        if report.phase == "failed":
+        if report.phase != "failed":
+            self._failed_since = None
+            return
+        self._failed_since = self._failed_since or time.monotonic()
+        # Ray also calls this before a replica is ready, and would give up for good after three that are not.
+        if time.monotonic() - self._failed_since > _FAILED_S:
             raise EngineUnavailable(report.error.message if report.error else "The engine has failed.")
 
     async def __del__(self) -> None:

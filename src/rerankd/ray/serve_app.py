@@ -27,6 +27,8 @@ INGRESS = "ingress"
 _SPARE_REQUESTS = 16
 # Ray's proxy would hold more requests back; rerankd answers them with 429.
 _MOST_OF_INGRESS = 10_000
+# A failed replica is replaced after three of them.
+_HEALTH_CHECK_S = 5.0
 # rerankd logs requests itself, at the ingress.
 _LOGS = {"enable_access_log": False}
 # Beyond drain_timeout_s: the engine stops meanwhile.
@@ -93,6 +95,7 @@ def _deployment(one: ModelPlan, settings: Settings) -> Application:
         max_ongoing_requests=one.max_requests + _SPARE_REQUESTS,
         logging_config=_LOGS,
         request_router_config=RequestRouterConfig(request_router_class="rerankd.ray.routing.AffinityRouter"),
+        health_check_period_s=_HEALTH_CHECK_S,
         graceful_shutdown_timeout_s=settings.drain_timeout_s + settings.stop_timeout_s + _STOP_S,
         **scaling,
     )
