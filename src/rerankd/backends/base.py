@@ -1,8 +1,7 @@
 """The interface of a backend: which models it can run, and how it starts and calls an engine for them.
 
 A backend starts engines from a model's files; an engine computes scores. No code outside a backend's folder
-uses its name: other code iterates over the table in table.py. A remote server is an `Engine` without a
-backend, a model file or a child process.
+uses its name: other code iterates over the table in table.py.
 """
 
 from __future__ import annotations
@@ -95,8 +94,7 @@ class Capabilities:
 @dataclass(frozen=True, slots=True)
 class Shape:
     """The sizes that determine a model's memory: bytes of its weights, number of layers, and per token and
-    layer the numbers in its hidden state and in its keys and values. 0 if the file does not declare a size.
-    """
+    layer the numbers in its hidden state and in its keys and values. 0 if the file does not declare one."""
 
     weights_bytes: int = 0
     layers: int = 0
@@ -141,6 +139,7 @@ class Offer:
     `cards` are the GPUs that may be used (see memory.card), () any. `shortfall`: why the rank is not higher,
     as a clause that users should know; "" if nothing is missing. `prompt_rate`: see Backend.prompt_rate.
     `rounds_to`: the type to which the engine rounds weights, whatever the file's; "" for no other.
+    `unused`: names of settings that have no effect here (see backend_offers.with_unused).
     """
 
     backend: Backend
@@ -161,6 +160,7 @@ class Offer:
     shortfall: str = ""
     prompt_rate: float = 0.0
     rounds_to: str = ""
+    unused: frozenset[str] = frozenset()
 
 
 class Rank:

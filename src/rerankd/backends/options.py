@@ -55,17 +55,26 @@ def setting(
     environment: str = "",
     names_program: bool = False,
     per_model: bool = False,
+    is_permission: bool = False,
+    on_cpu: Any = None,
     **field: Any,
 ) -> Any:
     """A pydantic Field with traits. `environment` is a second environment variable for the setting. A setting
     with `names_program` is ignored in a settings file in the current folder. A setting that is `per_model`
-    can also be set in a `[models.NAME]` section. All other arguments are passed to Field."""
-    traits: Any = {"environment": environment, "names_program": names_program, "per_model": per_model}
+    can also be set in a `[models.NAME]` section. One that `is_permission` asks for nothing. `on_cpu` is the
+    value that every engine on a CPU follows. All other arguments are passed to Field."""
+    traits: Any = {
+        "environment": environment,
+        "names_program": names_program,
+        "per_model": per_model,
+        "is_permission": is_permission,
+        "on_cpu": on_cpu,
+    }
     return Field(default, json_schema_extra=traits, **field)
 
 
 def per_model(default: Any, **field: Any) -> Any:
-    """A setting that can also be set in a `[models.NAME]` section. The arguments are those of Field."""
+    """A setting that can also be set in a `[models.NAME]` section. The arguments are those of `setting`."""
     return setting(default, per_model=True, **field)
 
 

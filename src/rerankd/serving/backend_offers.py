@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from rerankd import machine
 from rerankd.backends import select
 from rerankd.backends.base import Backend, EngineSpec, Offer, Shape
+from rerankd.backends.options import trait
 from rerankd.backends.table import BACKENDS
 from rerankd.config import EffectiveModelSettings, Settings
 from rerankd.domain import Refusal
@@ -16,6 +18,9 @@ from rerankd.machine import Gpu
 from rerankd.recipes.recommend import Wish
 from rerankd.recipes.resolution import Resolution
 from rerankd.state import StateStore
+
+OPTIONS = {name: field for backend in BACKENDS for name, field in backend.Options.model_fields.items()}
+"""The settings of all backends."""
 
 
 def spec(
@@ -58,7 +63,8 @@ def all_offers(
     answers: list[tuple[Backend, Offer | Refusal]] = []
     for backend in BACKENDS:
         options = wanted.options(backend.Options)
-        answers.append((backend, backend.offer(spec, options, backend.survey(options, home, spec))))
+        answer = backend.offer(spec, options, backend.survey(options, home, spec))
+        answers.append((backend, with_unused(answer, wanted) if isinstance(answer, Offer) else answer))
     answers = select.modest(answers, machine.read().memory_bytes)
     if not (rivals := select.rivals(wanted.engine, answers)):
         return answers
@@ -68,6 +74,26 @@ def all_offers(
         rates = list(pool.map(lambda one: one.backend.prompt_rate(one, learned, measure=measure), rivals))
     known = {id(one): select.rated(one, rate) for one, rate in zip(rivals, rates, strict=True)}
     return [(backend, known.get(id(one), one)) for backend, one in answers]
+
+
+def with_unused(offer: Offer, wanted: EffectiveModelSettings) -> Offer:
+    """The offer with the names of all settings of engines that the user has changed and that have no effect
+    in it, also in its reason."""
+    unused = []
+    for name, field in OPTIONS.items():
+        value, is_own = getattr(wanted, name), name in offer.backend.Options.model_fields
+        has_no_effect = name in offer.unused if is_own else not trait(field, "is_permission")
+        is_met = offer.on_cpu and value == trait(field, "on_cpu")
+        if value != field.default and has_no_effect and not is_met:
+            unused.append(name)
+    offer = replace(offer, unused=frozenset(unused))
+    return replace(offer, reason=f"{offer.reason}; {unused_words(offer)}") if unused else offer
+
+
+def unused_words(offer: Offer) -> str:
+    """A clause about the settings that have no effect, "" if there are none."""
+    names = sorted(offer.unused)
+    return f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'} no effect" if names else ""
 
 
 def usable_cards(settings: Settings) -> tuple[Gpu, ...] | None:

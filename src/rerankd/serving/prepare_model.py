@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from rerankd.recipes.resolve import resolve
 from rerankd.serving import backend_offers
 
 _HEADER_BYTES = 64 * 2**10
+
+_log = logging.getLogger("rerankd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,8 @@ def prepare(
             f"{path.name} has {metadata.size_bytes / 2**30:.1f} GiB, but this machine has only "
             f"{memory / 2**30:.1f} GiB of memory. Use a smaller quantisation or a smaller model."
         )
+    if copies and (words := backend_offers.unused_words(selection.offer)):
+        _log.warning("%s runs on %s, where %s", names[0], selection.offer.title, words)
     if selection.offer.patch is not None and copies:
         selection = _with_copy(selection, metadata, folders, progress)
     return Model(

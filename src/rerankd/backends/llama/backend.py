@@ -131,6 +131,13 @@ class LlamaBackend:
             capabilities=_capabilities(spec),
             on_cpu=binary.on_cpu,
             is_own_program=options.llama_path is not None,
+            unused=frozenset(
+                (
+                    "weights",
+                    *(("precision",) if options.precision not in ("auto", "f32") else ()),
+                    *(("gpu_layers",) if binary.on_cpu else ()),
+                )
+            ),
             options=options,
             binary=binary,
             gpus=binary.gpus,

@@ -42,5 +42,5 @@ class LlamaOptions(PrecisionOptions):
         )
     )
     gpu_layers: int = per_model(
-        -1, ge=-1, le=10_000, description="number of layers on the GPU; -1: as many as fit"
+        -1, ge=-1, le=10_000, on_cpu=0, description="number of layers on the GPU; -1: as many as fit"
     )

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 # encoder.py and the table in decoder.py, which import ONNX Runtime.
 _ARCHITECTURES = ("bert",)
-_CAUSAL_ARCHITECTURES = (*supported.GEMMA, "llama", "qwen2", "qwen3")
 _POOLINGS = ("rank", "mean", "cls")
 # The worker's own threads prepare matrices; numpy's would wait for each other.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}
@@ -109,6 +108,7 @@ class OnnxBackend(Unrated):
                 tokens=1024 if is_causal else 512, most_tokens=8192, pads=True, one_question=is_causal
             ),
             rounds_to="int8",
+            unused=frozenset(("weights",)),  # they are in 8 bits anyway
             options=options,
         )
 
@@ -170,9 +170,7 @@ def _obstacle(recipe: Recipe, metadata: ModelMetadata | None) -> str:
         return "the metadata of its files is unknown"
     if recipe.method in ("listwise", "late_interaction"):
         return f"the {title} backend does not support the method {recipe.method}"
-    return supported.obstacle(
-        title, recipe, metadata, encoders=_ARCHITECTURES, causal=_CAUSAL_ARCHITECTURES, poolings=_POOLINGS
-    )
+    return supported.obstacle(title, recipe, metadata, encoders=_ARCHITECTURES, poolings=_POOLINGS)
 
 
 def _precision(taken: Sequence[Step]) -> str:

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 # The rows of architectures/__init__.py, which imports OpenVINO.
 _ARCHITECTURES = ("bert", "deberta-v2", "llama", "llama-embed", "modern-bert", "new")
-_CAUSAL_ARCHITECTURES = (*supported.GEMMA, "llama", "qwen2", "qwen3")
 _POOLINGS = ("rank", "mean", "cls", "none")
 # A causal model with fewer weights in its blocks runs on llama.cpp: nothing needs to be measured for it.
 _SMALL = 50_000_000
@@ -122,6 +121,7 @@ class OpenVinoBackend:
             memory_bytes=(spec.metadata.size_bytes + held + spec.document_vectors_bytes) * spec.replicas,
             policy=_policy(_UNSETTLED.precision, spec.recipe),
             capabilities=Capabilities("block" if is_listwise else "pair"),
+            unused=_unused(options),
             options=options,
         )
 
@@ -235,10 +235,14 @@ def refused(recipe: Recipe, metadata: ModelMetadata | None, *, is_installed: boo
 
 def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
     return supported.obstacle(
-        OpenVinoBackend.title,
-        recipe,
-        metadata,
-        encoders=_ARCHITECTURES,
-        causal=_CAUSAL_ARCHITECTURES,
-        poolings=_POOLINGS,
+        OpenVinoBackend.title, recipe, metadata, encoders=_ARCHITECTURES, poolings=_POOLINGS
     )
+
+
+def _unused(options: OpenVinoOptions) -> frozenset[str]:
+    """The names of the settings that this CPU can't follow."""
+    is_followed = options.precision in (
+        "auto",
+        *precision.possible(options.precision, machine.instructions()),
+    )
+    return frozenset(() if is_followed else ("precision",))

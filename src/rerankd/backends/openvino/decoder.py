@@ -22,7 +22,7 @@ large tensors of later layers, which then get new blocks. With one input and one
 the head first, a call took 13 to 20 kB for each token and layer of Qwen3-0.6B.
 
 To add an architecture: subclass Decoder in architectures/, add it to DECODERS there, its name to
-`_CAUSAL_ARCHITECTURES` in backend.py, and a golden model to tests/backends/cases.py.
+`CAUSAL` in worker/supported.py, and a golden model to tests/backends/cases.py.
 """
 
 from __future__ import annotations

@@ -149,6 +149,7 @@ class TorchBackend(Unrated):
             spans_cards=False,
             cards=placed.cards,
             shortfall=shortfall,
+            unused=_unused(options, placed.arithmetic),
             options=options,
             device=placed.device,
             arithmetic=placed.arithmetic,
@@ -226,6 +227,17 @@ class TorchBackend(Unrated):
 
     async def model_checks(self, *_: object) -> tuple[Check, ...]:
         return ()
+
+
+def _unused(options: TorchOptions, arithmetic: Arithmetic) -> frozenset[str]:
+    """The names of the settings that this arithmetic does not follow; its `why` is the reason."""
+    followed = ("auto", arithmetic.precision, arithmetic.eight_bits)
+    return frozenset(
+        (
+            *(("precision",) if options.precision not in followed else ()),
+            *(("weights",) if not arithmetic.eight_bits else ()),
+        )
+    )
 
 
 def _arithmetic(offer: TorchOffer, taken: Sequence[Step]) -> Arithmetic:

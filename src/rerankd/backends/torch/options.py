@@ -10,11 +10,13 @@ class TorchOptions(PrecisionOptions):
 
     device: str = per_model(
         "auto",
+        on_cpu="cpu",
         pattern=r"auto|cpu|mps|(cuda|xpu)(:\d+)?",
         description="PyTorch: the device, such as cuda, cuda:1, mps, xpu or cpu; auto uses a GPU if possible",
     )
     trust_remote_code: bool = per_model(
         False,
+        is_permission=True,
         description="PyTorch: run the Python code in the model's own files; it can do anything that rerankd "
         "can, so read it first",
     )

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rerankd.formats.metadata import ModelMetadata
 
 GEMMA, LLAMA = ("gemma", "gemma2", "gemma3"), ("llama", "llama-embed")
+CAUSAL = (*GEMMA, "llama", "qwen2", "qwen3")
+"""The architectures of causal models that both have graphs of."""
 # How rotary positions may be scaled.
 _SCALINGS = dict.fromkeys(GEMMA, "linear") | dict.fromkeys(LLAMA, "llama3")
 
@@ -22,15 +24,14 @@ def obstacle(
     metadata: ModelMetadata,
     *,
     encoders: Collection[str],
-    causal: Collection[str],
     poolings: Collection[str],
 ) -> str:
-    """Return why a backend can't run a model, as a clause; "" if it can. `encoders` and `causal` are the
-    architectures that it has graphs of, `poolings` those that it computes."""
+    """Return why a backend can't run a model, as a clause; "" if it can. `encoders` are the
+    architectures besides CAUSAL that it has graphs of, `poolings` those that it computes."""
     backend, is_causal = f"the {title} backend", recipe.method in ("causal_lm", "listwise")
     if metadata.library:
         return f"{backend} does not support the architecture {metadata.architecture}"
-    if metadata.architecture not in (causal if is_causal else encoders):
+    if metadata.architecture not in (CAUSAL if is_causal else encoders):
         of = "causal models of the architecture" if is_causal else "the architecture"
         return f"{backend} does not support {of} {metadata.architecture}"
     if is_causal and not metadata.is_causal:
