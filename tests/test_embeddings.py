@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from rerankd.errors import InvalidRequest
+from rerankd.config import Settings
+from rerankd.errors import InvalidRequest, ModelUnavailable
 from rerankd.scoring.cache import VectorCache
 from rerankd.service import Reranker
 from rerankd.serving.model_tokenizer import OwnTokenizer
-from support import GOLDEN, golden, golden_settings
+from support import GOLDEN, asking, golden, golden_settings
 
 TEXTS = ["a bear of China", "a kind of bread", "the river"]
 PAIRS = {one["id"]: one for one in json.loads((GOLDEN / "pairs.json").read_text())}
@@ -226,6 +229,51 @@ async def test_a_cross_encoder_computes_no_embeddings(tmp_path: Any) -> None:
     async with Reranker(golden_settings("xlmr-head", tmp_path)) as reranker:
         with pytest.raises(InvalidRequest, match="ranks documents and computes no embeddings"):
             await reranker.embed(["a"])
+
+
+PARTS = ("model", "data", "embedding", "embeddings")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"input": TEXTS[0]}),
+        ("/embed", {"inputs": TEXTS[0]}),
+        ("/api/embed", {"input": TEXTS[0]}),
+        ("/api/embed", {"input": ""}),  # loads the model
+        ("/api/embeddings", {"prompt": TEXTS[0]}),
+    ],
+)
+async def test_without_a_name_the_first_model_that_embeds_answers(
+    path: str, body: dict[str, Any], tmp_path: Path
+) -> None:
+    """The first model and the first cascade only rank."""
+    ranks, embeds = str(GOLDEN / "xlmr-head.gguf"), str(GOLDEN / "bert-embedder.gguf")
+    prefixes = {"query_prefix": "", "document_prefix": ""}
+    cascade = {"stages": ["b", {"model": "c", "keep": 1}]}
+    models = {"a": cascade, "b": {"ref": ranks}, "c": {"ref": embeds, **prefixes}}
+    settings = Settings.model_validate({"models": models, "home": tmp_path})
+    async with Reranker(settings) as made, asking(made) as client:
+        answers = [await client.post(path, json=body | more) for more in ({}, {"model": "c"})]
+    assert [one.status_code for one in answers] == [200, 200], answers[0].text
+    plain, named = (one.json() for one in answers)
+    if path != "/embed":  # Ollama's answers have times
+        plain, named = ({key: one.get(key) for key in PARTS} for one in (plain, named))
+    assert plain == named
+
+
+async def test_a_model_that_is_not_read_yet_may_be_the_first_that_embeds(tmp_path: Path) -> None:
+    ranks, embeds = tmp_path / "ranks.gguf", tmp_path / "embeds.gguf"
+    shutil.copy(GOLDEN / "xlmr-head.gguf", ranks)
+    prefixes = {"query_prefix": "", "document_prefix": ""}
+    models = {"a": {"ref": str(ranks)}, "b": {"ref": str(embeds), **prefixes}}
+    models["c"] = {"ref": str(GOLDEN / "bert-embedder.gguf"), **prefixes}
+    async with Reranker(Settings.model_validate({"models": models, "home": tmp_path})) as made:
+        with pytest.raises(ModelUnavailable, match="b can't be served"):  # not the vectors of c
+            await made.embed(["a"])
+        shutil.copy(GOLDEN / "bert-embedder.gguf", embeds)
+        await made.apply(made.settings.model_copy(update={"stop_timeout_s": 9.0}))
+        assert (await made.embed(["a"])).model == "b"
 
 
 def test_the_cache_of_vectors_is_bounded_in_bytes() -> None:

@@ -239,10 +239,14 @@ class Reranker:
         self._check_started()
         request_checks.check_texts(request.texts, "Text", self.settings)
         timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
-        timeout_s = await self.registry.setup.wait_until_read(request.model, timeout_s)
-        if (remote := self.registry.remote_model(request.model)) is not None:
+        name: str | None = ""
+        while name != (
+            name := self.registry.embedder_name(request.model)
+        ):  # a model that was read may not be one
+            timeout_s = await self.registry.setup.wait_until_read(name, timeout_s)
+        if (remote := self.registry.remote_model(name)) is not None:
             return await self.registry.remote_calls.embed(remote, request, client, timeout_s)
-        served = self.registry.find(request.model)
+        served = self.registry.find(name)
         texts = distinct_texts(request, served)
         size_bytes = sum(map(sys.getsizeof, request.texts))
         with served.queue.admit(client, len(request.texts), size_bytes) as queued:

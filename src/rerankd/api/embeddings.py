@@ -48,7 +48,9 @@ class _Body(BaseModel):
 
     EXAMPLE: ClassVar[dict[str, Any]] = {"input": ["a bear of China", "a kind of bread"]}
 
-    model: str | None = Field(None, description="Name of an embedding model.")
+    model: str | None = Field(
+        None, description="Name of an embedding model; without one, the first that is served answers."
+    )
     dimensions: Count = Field(
         None, description="Return only the first N numbers of each vector, scaled to length 1 again."
     )
@@ -165,10 +167,11 @@ def _handler(form: _Form) -> Callable[..., Any]:
         value = await read_json(request, reranker.settings.max_body_bytes)
         body = _parsed(form, value)
         asked = _request(form, body)
-        request.state.model = reranker.registry.entry(asked.model).name
+        name = reranker.registry.embedder_name(asked.model)
+        request.state.model = reranker.registry.entry(name).name
         if form.loads and body.texts in ("", [], ()):
-            if reranker.registry.remote_model(asked.model) is None:
-                served = reranker.registry.find(asked.model)
+            if reranker.registry.remote_model(name) is None:
+                served = reranker.registry.find(name)
                 await load_or_unload(reranker, served, asked.keep_alive_s)
             return json_response(form.render(body, nothing(asked.model or request.state.model)))
         result = await reranker.answer_embedding(asked, timeout_s=timeout_s, client=client_of(request))

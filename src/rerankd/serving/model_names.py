@@ -106,6 +106,12 @@ class ModelNames(ModelList):
             return models[0]
         return self.named(name)
 
+    def embedder_name(self, name: str | None) -> str | None:
+        """The model name for a request for vectors: without one, that of the first model that computes them,
+        or may do so because it is not read yet; None if no model does. Another model's vectors must not stand
+        in for those of a model that was refused, so such a model is selected, too."""
+        return name or next((one.name for one in self.all if _may_embed(one)), None)
+
     def find(self, name: str | None) -> ServedModel:
         """The served model for the model name of a request, found as by `entry`. Raises UnknownModel;
         ModelPending, ModelUnavailable or ModelRefused with the reason if the model is being prepared or was
@@ -163,6 +169,12 @@ class ModelNames(ModelList):
     def before(self, pending: PendingModel) -> tuple[Entry, ...]:
         """The entries before this one, whose names have priority over its own."""
         return self.entries[: self.entries.index(pending)] if pending in self.entries else ()
+
+
+def _may_embed(entry: AnyModel) -> bool:
+    if isinstance(entry, ServedModel):
+        return entry.model.recipe.method == "embedding"
+    return isinstance(entry, PendingModel) or entry.is_embedder
 
 
 def plain_name(name: str) -> str:
