@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= auto
 PYTEST_ARGS ?=
 
-.PHONY: serve test coverage docs site engine examples test-clients test-torch test-soak wheels lint release-check clean
+.PHONY: serve test coverage docs site engine examples test-clients test-torch test-ray test-soak wheels lint release-check clean
 
 serve: $(VENV)/installed
 	@$(BIN)/rerankd serve
@@ -67,6 +67,17 @@ test-torch: .venv-torch/installed
 	@.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
 	@touch $@
 
+# The service and the jobs on Ray, on a cluster of several nodes in this machine, one after the other: each has
+# processes for more cores than most machines have. 800 MB of libraries, once.
+test-ray: .venv-ray/installed
+	.venv-ray/bin/python -m pytest tests/test_ray_*.py $(PYTEST_ARGS)
+
+.venv-ray/installed: pyproject.toml
+	@$(PYTHON) -m venv .venv-ray
+	@.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	@.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[ray]' --group dev
+	@touch $@
+
 # The long ones: minutes each, and a load for the whole machine.
 test-soak: $(VENV)/installed-dev
 	$(BIN)/pytest -m soak -s
@@ -105,5 +116,5 @@ $(VENV)/installed-dev: pyproject.toml $(VENV)/installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-clients .venv-site .venv-torch site .test-home .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \
+	rm -rf $(VENV) .venv-clients .venv-ray .venv-site .venv-torch site .test-home .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \
 		.coverage .coverage.* htmlcov dist

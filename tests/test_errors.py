@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 from http import HTTPStatus
 
 import pytest
 
 from rerankd import errors
-from rerankd.errors import EngineStartFailed, Overloaded, RerankdError, TooLong
+from rerankd.errors import EngineStartFailed, Overloaded, RerankdError, TextsRefused, TooLong
 
 _ALL = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, RerankdError)]
 _ATTRIBUTES = {"code", "status_hint", "exit_code", "wait_s"}
@@ -36,3 +37,21 @@ def test_retry_after_defaults_to_the_value_of_the_class() -> None:
     assert Overloaded("Full.").retry_after_s == EngineStartFailed("No.").retry_after_s == 1
     assert Overloaded("Full.", retry_after_s=7).retry_after_s == 7
     assert TooLong("Long.").retry_after_s is None
+
+
+@pytest.mark.parametrize("kind", _ALL)
+def test_an_error_is_the_same_in_another_process(kind: type[RerankdError]) -> None:
+    # Whatever a class takes besides the message.
+    more = [
+        {1: "a reason"}
+        for one in list(inspect.signature(kind).parameters.values())[1:]
+        if one.kind is one.POSITIONAL_OR_KEYWORD
+    ]
+    error = kind("It failed.", *more)
+    error.retry_after_s = 7
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind and str(again) == "It failed." and vars(again) == vars(error)
+
+
+def test_an_error_keeps_what_its_class_adds() -> None:
+    assert pickle.loads(pickle.dumps(TextsRefused("No.", {3: "it crashes"}))).reasons == {3: "it crashes"}

@@ -11,7 +11,8 @@ from ray import serve
 
 from rerankd.config import Settings
 from rerankd.errors import Conflict, EngineUnavailable
-from rerankd.ray.serve_app import INGRESS, application
+from rerankd.ray.serve_app import application
+from rerankd.ray.serve_plan import INGRESS
 
 APP = "rerankd"
 # Requests and results are small, and do not go through it.

@@ -20,9 +20,8 @@ from rerankd.config import Settings
 from rerankd.errors import ConfigError
 from rerankd.ray.ingress import Ingress
 from rerankd.ray.replica import Replica
-from rerankd.ray.serve_plan import ModelPlan, Plan, cluster_of, plan
+from rerankd.ray.serve_plan import INGRESS, ModelPlan, Plan, cluster_of, plan
 
-INGRESS = "ingress"
 # A replica refuses more requests than max_requests itself, with 429; these are for its state and its metrics.
 _SPARE_REQUESTS = 16
 # Ray's proxy would hold more requests back; rerankd answers them with 429.

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rerankd.backends.base import Offer
@@ -23,6 +24,7 @@ from rerankd.serving.prepare_model import names_of, prepare
 
 _log = logging.getLogger("rerankd")
 
+INGRESS = "ingress"
 # Ray's own limit for num_replicas="auto".
 MOST_REPLICAS = 100
 # A Reranker without its engine, in a Ray worker process: measured 290 MB.
@@ -87,31 +89,37 @@ def plan(settings: Settings, cluster: Cluster) -> Plan:
     if settings.home == Settings.model_construct().home:
         carried.pop("home", None)
     entries = settings.listed or (Store(settings.home).default(),)
-    plans = tuple(_model(settings, carried, entry, entries[0], cluster) for entry in entries)
-    taken: dict[str, str] = {}
-    for one in plans:
-        for name in one.names:
-            if taken.setdefault(name, one.deployment) != one.deployment:
-                raise ConfigError(f"Two models have the name {name}. Give each model names of its own.")
+    plans: list[ModelPlan] = []
+    for entry in entries:
+        one = _model(settings, carried, entry, entries[0], cluster)
+        if double := {*one.names} & {name for other in plans for name in other.names}:
+            raise ConfigError(f"Two models have the name {min(double)}. Give each model names of its own.")
+        taken = [INGRESS, *(other.deployment for other in plans)]
+        numbered = (one.deployment, *(f"{one.deployment}-{number}" for number in range(2, len(taken) + 2)))
+        plans.append(replace(one, deployment=next(name for name in numbered if name not in taken)))
     ingress = {name: value for name, value in carried.items() if name not in ("alias", "model", "models")}
     most = max(one.most_replicas for one in plans)
     # Each replica has a queue with these limits; the ingress holds the requests of all.
     for name in ("max_requests", "max_queue_documents", "max_queue_tokens", "max_queue_bytes"):
         bound = next(one.le for one in Settings.model_fields[name].metadata if hasattr(one, "le"))
         ingress[name] = min(getattr(settings, name) * most, bound)
-    return Plan(ingress, plans)
+    return Plan(ingress, tuple(plans))
 
 
 def _model(settings: Settings, carried: Values, entry: str, first: str, cluster: Cluster) -> ModelPlan:
     values = {name: value for name, value in carried.items() if name not in ("api_key", "api_keys_file")}
     own = settings.models.get(entry)
     sections = {entry, *(stage.model for stage in own.stages)} if own else {entry}
-    values["models"] = {name: one for name, one in carried.get("models", {}).items() if name in sections}
-    values["model"] = (entry,)
+    values["models"] = {
+        name: {**one, "ref": _everywhere(one.get("ref", ""))}
+        for name, one in carried.get("models", {}).items()
+        if name in sections
+    }
+    values["model"] = (entry if own else _everywhere(entry),)
     if entry != first:
         values.pop("alias", None)
     alone = Settings.model_validate(values)
-    wanted = alone.wanted(entry)
+    wanted = alone.wanted(alone.model[0])
     names = alone.cascades[0].names if alone.cascades else names_of(wanted[0])
     reservation = Reservation(0, 0, 0)
     for one in wanted:
@@ -142,6 +150,11 @@ def _model(settings: Settings, carried: Values, entry: str, first: str, cluster:
         wanted[0].ray_target_requests,
         settings.max_requests,
     )
+
+
+def _everywhere(ref: str) -> str:
+    """A reference that means the same in every folder: a file's path is absolute."""
+    return os.path.abspath(ref) if ref and os.path.exists(ref) else ref
 
 
 def _offer(settings: Settings, wanted: EffectiveModelSettings) -> Offer | None:
