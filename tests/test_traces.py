@@ -182,6 +182,27 @@ def test_the_trace_of_the_client_goes_on(program: Program, receiver: Receiver) -
     assert steps
 
 
+def test_the_span_of_an_upstream_server_is_a_child(
+    program: Program, receiver: Receiver, tmp_path: Path
+) -> None:
+    file = tmp_path / "front.toml"
+    file.write_text(f'[upstreams.u0]\nurl = "{program.url}"\n')
+    endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url}
+    with serving(tmp_path, "--config", str(file), **QUICK, **endpoint) as front:
+        assert post(f"{front.url}/v1/rerank", body(), **{"x-request-id": "hop"}).status_code == 200
+
+        def spans() -> list[Any]:
+            return [
+                one for one in receiver.spans() if plain(one.attributes).get("rerankd.request_id") == "hop"
+            ]
+
+        until(lambda: len(spans()) == 2)
+    parents = {one.span_id: one.parent_span_id for one in spans()}
+    (first,) = (one for one, parent in parents.items() if not parent)
+    assert sorted(parents.values()) == [b"", first]
+    assert len({one.trace_id for one in spans()}) == 1
+
+
 def test_a_client_that_samples_it_out_gets_no_span(program: Program, receiver: Receiver) -> None:
     unsampled = {"x-request-id": "unsampled", "traceparent": PARENT[:-1] + "0"}
     assert post(f"{program.url}/v1/rerank", body(), **unsampled).status_code == 200

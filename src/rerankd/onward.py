@@ -1,11 +1,10 @@
-"""What the request of this task brings along for another server that answers it: the servers that it has
-passed, so that a circle of servers is noticed, and the headers of its trace."""
+"""What the request of this task brings along for another server that answers it: its id, and the servers that
+it has passed, so that a circle of servers is noticed."""
 
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 # Headers of a request to another rerankd: the servers that it has passed, and who sent it to the first.
 PASSED_HEADER = "x-rerankd-passed"
@@ -18,12 +17,10 @@ MOST_SERVERS = 8
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """`passed`: identities of servers, the first one first. `request_id`: "" if there is none. `trace`
-    returns headers in W3C's format."""
+    """`passed`: identities of servers, the first one first. `request_id`: "" if there is none."""
 
     passed: tuple[str, ...] = ()
     request_id: str = ""
-    trace: Callable[[], Mapping[str, str]] = field(default=dict)
 
 
 _NOWHERE = Origin()

@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 # Waits that are shorter are no steps: nothing was waited for.
@@ -31,11 +31,13 @@ class Step:
 
 @dataclass(slots=True)
 class Trace:
-    """What is recorded of one request: its steps, and sums of numbers such as its tokens. Holds no texts."""
+    """What is recorded of one request: its steps, and sums of numbers such as its tokens. Holds no texts.
+    `onward` returns the headers of a request to another server that belongs to this one."""
 
     begun: float = field(default_factory=time.monotonic)
     steps: list[Step] = field(default_factory=list)
     numbers: Counter[str] = field(default_factory=Counter)
+    onward: Callable[[], Mapping[str, str]] = dict
 
     def add(self, name: str, begun: float, ended: float, **numbers: int) -> None:
         """Record a step."""

@@ -23,6 +23,7 @@ from rerankd.tracing import Trace
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import Span
 
 _log = logging.getLogger("rerankd")
 
@@ -95,17 +96,11 @@ class Traces:
 
     def send(self, trace: Trace, request: Request, response: Response) -> None:
         """Make the spans of a finished request. They are sent later, by another thread."""
-        from opentelemetry.propagate import extract
-        from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
+        from opentelemetry.trace import Status, StatusCode, set_span_in_context
 
-        span = self._tracer.start_span(
-            f"{request.method} {_route(request)}",
-            context=extract(request.headers),  # traceparent
-            kind=SpanKind.SERVER,
-            attributes=attributes(trace, request, response.status_code),
-            start_time=self._ns(trace.begun),
-        )
+        span = self._span(trace, request)
         if span.is_recording():
+            span.set_attributes(attributes(trace, request, response.status_code))
             inside = set_span_in_context(span)
             for step in trace.steps:
                 numbers = {f"rerankd.{name}": value for name, value in step.numbers.items()}
@@ -116,6 +111,34 @@ class Traces:
             if response.status_code >= 500:
                 span.set_status(Status(StatusCode.ERROR))
         span.end(self._ns(time.monotonic()))
+
+    def begin(self, trace: Trace, request: Request) -> None:
+        """Let the request name its span to another server that answers it, as the parent of the spans
+        there."""
+        from opentelemetry.propagate import inject
+        from opentelemetry.trace import set_span_in_context
+
+        def onward() -> Mapping[str, str]:
+            found: dict[str, str] = {}
+            inject(found, set_span_in_context(self._span(trace, request)))
+            return found
+
+        trace.onward = onward
+
+    def _span(self, trace: Trace, request: Request) -> Span:
+        """The span of a request, begun when it is first needed: usually at the end."""
+        from opentelemetry.propagate import extract
+        from opentelemetry.trace import SpanKind
+
+        span: Span | None = getattr(request.state, "rerankd_span", None)
+        if span is None:
+            span = request.state.rerankd_span = self._tracer.start_span(
+                f"{request.method} {_route(request)}",
+                context=extract(request.headers),  # traceparent
+                kind=SpanKind.SERVER,
+                start_time=self._ns(trace.begun),
+            )
+        return span
 
     def _ns(self, monotonic_s: float) -> int:
         return round((monotonic_s + self._offset_s) * 1e9)
@@ -178,10 +201,12 @@ def _route(request: Request) -> str:
 @contextlib.contextmanager
 def collected(request: Request) -> Iterator[Trace | None]:
     """Collect the trace of a request in this block, if its app sends traces."""
-    if _of(request) is None:
+    traces = _of(request)
+    if traces is None:
         yield None
         return
     with tracing.collected() as trace:
+        traces.begin(trace, request)
         yield trace
 
 

@@ -23,6 +23,7 @@ def diagnose(seen: Seen) -> list[Check]:
         _disk(seen),
         _port(seen),
         *seen.backends,
+        *_upstreams(seen),
         *_models(seen),
         *seen.engines,
         *_safer(seen),
@@ -107,10 +108,23 @@ def _safer(seen: Seen) -> Iterator[Check]:
         yield Check(f"settings of {name}", "warn", f"safer settings in use: {words}", step)
 
 
+def _upstreams(seen: Seen) -> Iterator[Check]:
+    # Without a model here, only these can answer.
+    is_needed = not seen.models and all(one.problem for one in seen.upstreams)
+    for one in seen.upstreams:
+        name = f"upstream {one.name}"
+        if one.problem:
+            yield Check(
+                name, "fail" if is_needed else "warn", one.problem, f"check [upstreams.{one.name}]: {one.url}"
+            )
+        else:
+            yield Check(name, "ok", f"{one.url} serves {', '.join(one.models) or 'no model'}")
+
+
 def _models(seen: Seen) -> Iterator[Check]:
     if seen.model_problem:
         yield Check("model", "fail", seen.model_problem, "rerankd list")
-    elif not seen.models:
+    elif not seen.models and not seen.upstreams:
         yield Check(
             "model",
             "ok",

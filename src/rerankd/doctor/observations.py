@@ -22,6 +22,16 @@ class SeenModel:
 
 
 @dataclass(frozen=True, slots=True)
+class SeenUpstream:
+    """A server in [upstreams.NAME]: its models, and why it can't answer, "" if it can."""
+
+    name: str
+    url: str
+    models: tuple[str, ...]
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
     """All observations. A `..._problem` is "" if there is none.
 
@@ -49,3 +59,4 @@ class Seen:
     engines: tuple[Check, ...] = ()
     safer: tuple[tuple[str, str], ...] = ()
     online: Mapping[str, str] | None = None
+    upstreams: tuple[SeenUpstream, ...] = ()

@@ -20,14 +20,16 @@ from rerankd import files, machine, network_errors, pip
 from rerankd.api.listen_address import bind
 from rerankd.backends.base import Check, Checkup
 from rerankd.backends.table import BACKENDS
-from rerankd.config import Settings
-from rerankd.doctor.observations import Seen, SeenModel
+from rerankd.config import EffectiveModelSettings, Settings, UpstreamSettings
+from rerankd.doctor.observations import Seen, SeenModel, SeenUpstream
 from rerankd.errors import AddressInUse, DataFolderError, RerankdError
 from rerankd.formats import model_files
 from rerankd.hub import builtin, hubs, listing, store
 from rerankd.progress import Progress, silent, step
 from rerankd.serving import backend_offers, prepare_model, safer_settings
 from rerankd.state import StateStore
+from rerankd.upstreams import Upstreams
+from rerankd.upstreams.server import Server
 
 _PCI = Path("/sys/bus/pci/devices")
 _NVIDIA = "0x10de"
@@ -61,6 +63,7 @@ def look(settings: Settings, checkup: Checkup) -> Seen:
         engines=tuple(asyncio.run(_engines(settings, checkup))),
         safer=tuple(safer_settings.models_in_use(StateStore(settings.home))),
         online=_online(checkup.report) if checkup.online else None,
+        upstreams=asyncio.run(_upstreams(settings)),
     )
 
 
@@ -90,12 +93,28 @@ def _serves(settings: Settings) -> tuple[str, ...] | None:
     return None
 
 
+async def _upstreams(settings: Settings) -> tuple[SeenUpstream, ...]:
+    """Ask each upstream server for its models, with its key."""
+
+    async def seen(name: str, wanted: UpstreamSettings) -> SeenUpstream:
+        server = Server(name, wanted, settings, "", lambda: None)
+        found = await server.look()
+        await server.close()
+        if isinstance(found, RerankdError):
+            return SeenUpstream(name, wanted.url, (), found.message)
+        models = tuple(model.names[0] for model in found.models if not model.problem)
+        problem = found.problem.message if found.problem is not None else ""
+        return SeenUpstream(name, wanted.url, models, problem)
+
+    return tuple(await asyncio.gather(*(seen(*one) for one in settings.upstreams.items())))
+
+
 async def _engines(settings: Settings, checkup: Checkup) -> list[Check]:
     """Return the backends' checks of the models to be served, as far as these are on this machine."""
     folders, learned = store.Store(settings.home), StateStore(settings.home)
     log = folders.logs / "doctor.log"
     found: list[Check] = []
-    for wanted in prepare_model.wanted(settings):
+    for wanted in _wanted(settings):
         if wanted.ref == builtin.NAME and not builtin.path_in(folders.models).exists():
             continue  # preparing it would download it
         try:
@@ -110,7 +129,7 @@ async def _engines(settings: Settings, checkup: Checkup) -> list[Check]:
 def _models(settings: Settings) -> tuple[tuple[SeenModel, ...], str]:
     """Return the models on this machine and those to be served, and why one of the latter is not found."""
     folders = store.Store(settings.home)
-    wanted = {model.ref: model for model in prepare_model.wanted(settings)}
+    wanted = {model.ref: model for model in _wanted(settings)}
     found = []
     for row in listing.present(folders, partial(prepare_model.resolve_model, settings)):
         method = row["method"]
@@ -131,6 +150,11 @@ def _models(settings: Settings) -> tuple[tuple[SeenModel, ...], str]:
     except RerankdError as error:
         return tuple(found), error.message
     return tuple(found), ""
+
+
+def _wanted(settings: Settings) -> tuple[EffectiveModelSettings, ...]:
+    """The models that rerankd itself is to serve."""
+    return () if Upstreams(settings).replaces_local(settings) else tuple(prepare_model.wanted(settings))
 
 
 def _online(report: Progress) -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from rerankd import onward
+from rerankd import onward, tracing
 from rerankd.client import Client
 from rerankd.domain import RerankRequest
 from rerankd.embedding import EmbedRequest, EmbedResult
@@ -102,7 +102,8 @@ class Calls:
 
     def _headers(self) -> dict[str, str]:
         origin = onward.current()
-        found = dict(origin.trace())
+        trace = tracing.current()
+        found = {} if trace is None else dict(trace.onward())
         if origin.request_id:
             found["x-request-id"] = origin.request_id
         if self.kind.shape is None:

@@ -59,10 +59,11 @@ class Connection:
         self._users = 0
         self._is_retired = False
         address = httpx.URL(url)
+        is_near = network_errors.is_near(address.host)
         self._origin = f"{address.scheme}://{address.netloc.decode()}"
         authorization = {b"authorization": b"Bearer " + key.encode()} if key else {}
         with network_errors.environment():
-            verify = _certificates() if url.startswith("https:") else False
+            verify = _certificates() if address.scheme == "https" or not is_near else False
         self._http = network_errors.async_client(
             headers={b"accept-encoding": b"identity", b"content-type": b"application/json"} | authorization,
             timeout=httpx.Timeout(None, connect=connect_timeout_s),
@@ -71,7 +72,7 @@ class Connection:
             ),
             verify=verify,
             # Proxies from the environment are used only for hosts outside the local network.
-            trust_env=not network_errors.is_near(address.host),
+            trust_env=not is_near,
         )
 
     @contextlib.asynccontextmanager
@@ -118,7 +119,7 @@ class Connection:
                 EngineUnavailable(
                     f"The upstream server {self._name} did not answer: {network_errors.explain(error)}."
                 ),
-                is_fault=not isinstance(error, _BROKEN),
+                "answer" if isinstance(error, _BROKEN) else "server",
                 was_cut=isinstance(error, _BROKEN),
             ) from None
         return Response(answer.status_code, answer.headers, data)

@@ -20,6 +20,7 @@ from rerankd.config import Settings
 from rerankd.domain import RerankRequest
 from rerankd.embedding import EmbedRequest, EmbedResult
 from rerankd.errors import EngineUnavailable, Overloaded, RerankdError, UpstreamLoop
+from rerankd.process.tasks import Changes
 from rerankd.remote_models import Phase, Place, RemoteModel, RemoteState
 from rerankd.rerank_result import RerankResult
 from rerankd.upstreams.discovery import Served
@@ -47,6 +48,7 @@ class UpstreamModel(RemoteModel):
         self._servers: tuple[Server, ...] = ()
         self._settings = Settings.model_construct()
         self._state = RemoteState()
+        self._changes = Changes()
 
     @property
     def state(self) -> RemoteState:
@@ -74,6 +76,7 @@ class UpstreamModel(RemoteModel):
             since = time.monotonic() if phase != old.phase else old.since
             starts = old.starts + (phase == "ready" != old.phase)
             self._state = RemoteState(phase, error, since, starts)
+        self._changes.tell()
 
     def _place(self, server: Server) -> Place:
         served = server.serves(self.name)
@@ -114,6 +117,8 @@ class UpstreamModel(RemoteModel):
 
     async def _ask(self, key: int, timeout_s: float, ask: Ask[T]) -> T:
         self._check_passed()
+        while self._state.phase == "starting":
+            await self._changes.wait()
         return await self._first_answer(key, time.monotonic() + timeout_s, ask)
 
     def _check_passed(self) -> None:

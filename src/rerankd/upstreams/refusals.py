@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from rerankd import network_errors
 from rerankd.errors import (
@@ -25,16 +25,21 @@ from rerankd.errors import (
 
 _SHOWN = 300
 
+Blame = Literal["server", "answer", "none"]
+
 
 class TryAnother(Exception):
-    """This server did not answer, for the reason `error`; another one may. `is_fault`: whatever the request
-    was, so the server gets no more until it answers a check. `was_cut`: the connection was closed before an
-    answer, which may also happen if it was idle, so a new connection to the same server may do."""
+    """This server did not answer, for the reason `error`; another one may.
 
-    def __init__(self, error: RerankdError, *, is_fault: bool = False, was_cut: bool = False) -> None:
+    `blame`: the `server` gets no requests until it answers a check; an `answer` that is none does the same if
+    it is not the only one; `none` if the server is busy, or one of its models has failed. `was_cut`: the
+    connection was closed before an answer, which also happens to idle ones, so a new connection to the same
+    server may do."""
+
+    def __init__(self, error: RerankdError, blame: Blame = "answer", *, was_cut: bool = False) -> None:
         super().__init__(error.message)
         self.error = error
-        self.is_fault = is_fault
+        self.blame = blame
         self.was_cut = was_cut
 
 
@@ -48,24 +53,24 @@ def error_of(name: str, status: int, headers: Mapping[str, str], data: bytes) ->
         return (QueryRefused if kind is TextsRefused else kind)(message, retry_after_s=wait_s)
     about = f"The upstream server {name}"
     if code == Stopping.code:
-        return TryAnother(Stopping(f"{about} is shutting down.", retry_after_s=wait_s), is_fault=True)
+        return TryAnother(Stopping(f"{about} is shutting down.", retry_after_s=wait_s), "server")
     if status == 429:
-        return TryAnother(Overloaded(f"{about} is busy: {message}", retry_after_s=wait_s))
+        return TryAnother(Overloaded(f"{about} is busy: {message}", retry_after_s=wait_s), "none")
     if kind is not None and issubclass(kind, EngineError | ModelUnavailable):
-        return TryAnother(kind(f"{about}: {message}", retry_after_s=wait_s))
+        return TryAnother(kind(f"{about}: {message}", retry_after_s=wait_s), "none")
     if kind is None and status in (400, 413, 422):
         is_large = status == 413 and not message
         text = f"{about} refuses the request: {message or f'status {status}'}"
         return PayloadTooLarge(text) if is_large else InvalidRequest(text)
     if status in (401, 403) and code not in ("host_not_allowed",):
-        return TryAnother(unauthorized(name, status), is_fault=True)
+        return TryAnother(unauthorized(name, status), "server")
     if code == "model_not_found":
-        return TryAnother(ModelUnavailable(f"{about} no longer serves this model.", retry_after_s=1))
+        return TryAnother(ModelUnavailable(f"{about} no longer serves this model.", retry_after_s=1), "none")
     reason = f"{about} returned status {status}{f': {message}' if message else '.'}"
     # A status of a proxy before the server, or a wrong address. A rerankd gives its reason.
-    is_fault = kind is None and status in (404, 405, 502, 503, 504)
+    is_elsewhere = kind is None and status in (404, 405, 502, 503, 504)
     error = EngineUnavailable(reason, retry_after_s=wait_s) if status == 503 else EngineError(reason)
-    return TryAnother(error, is_fault=is_fault)
+    return TryAnother(error, "server" if is_elsewhere else "answer")
 
 
 def unauthorized(name: str, status: int) -> EngineUnavailable:

@@ -20,7 +20,7 @@ from rerankd.client import Client
 from rerankd.config import Settings, UpstreamSettings
 from rerankd.domain import RerankRequest
 from rerankd.embedding import EmbedRequest, EmbedResult
-from rerankd.errors import ConfigError, EngineUnavailable, Overloaded, RerankdError
+from rerankd.errors import ConfigError, EngineUnavailable, RerankdError
 from rerankd.remote_models import Phase
 from rerankd.rerank_result import RerankResult
 from rerankd.upstreams.calls import Calls
@@ -116,7 +116,8 @@ class Server:
     async def watch(self) -> None:
         """Check the server until cancelled."""
         while True:
-            await self._check()
+            found = await self.look()
+            self._is_found(found) if isinstance(found, Found) else self._fails(found)
             self.looked.set()
             self._plan_check()
             while (left_s := self._next_check - time.monotonic()) > 0:
@@ -127,34 +128,33 @@ class Server:
 
     def _plan_check(self) -> None:
         delay_s = self._shared.upstream_poll_s
-        if self.phase == "failed":
+        if self.phase == "failed" and self._failures:
             delay_s = min(_FIRST_DELAY_S * 2.0 ** min(self._failures - 1, 16), _LONGEST_DELAY_S)
             delay_s *= 1 - random.random() / 5
         elif self.phase == "starting":
             delay_s = min(delay_s, 1.0)
         self._next_check = time.monotonic() + delay_s
 
-    async def _check(self) -> None:
+    async def look(self) -> Found | RerankdError:
+        """Ask the server for its state and models; an error if it does not answer."""
         limit_s = _CHECK_S if self._kind is not None else _FIRST_CHECK_S
         try:
-            connection = self._connected()
-            explorer = Explorer(self.name, self.settings, connection, self._identity)
-            async with asyncio.timeout(limit_s):
-                found = await explorer.look(self._kind)
+            async with asyncio.timeout(limit_s), self._connected().used() as connection:
+                explorer = Explorer(self.name, self.settings, connection, self._identity)
+                return await explorer.look(self._kind)
         except TimeoutError:
-            self._fails(
-                EngineUnavailable(
-                    f"The upstream server {self.name} did not answer a health check within {limit_s:g} s."
-                )
+            return EngineUnavailable(
+                f"The upstream server {self.name} did not answer a health check within {limit_s:g} s."
             )
         except TryAnother as reason:
             if not reason.was_cut:  # an idle connection may have been closed
                 self._kind = None
-            self._fails(reason.error)
+            return reason.error
         except (ConfigError, ValueError) as error:
-            self._fails(EngineUnavailable(f"The upstream server {self.name} can't be reached: {error}"))
-        else:
-            self._is_found(found)
+            return EngineUnavailable(f"The upstream server {self.name} can't be reached: {error}")
+        except Exception:  # the crash boundary of the checks: whatever a server answers, they go on
+            _log.exception("The check of the upstream server %s failed for an unexpected reason.", self.name)
+            return EngineUnavailable(f"The check of the upstream server {self.name} failed. See the log.")
 
     def _connected(self) -> Connection:
         """The connection. Raises ConfigError and ValueError."""
@@ -239,12 +239,12 @@ class Server:
 
     def _is_not_answered(self, reason: TryAnother) -> None:
         self.failed += 1
-        if isinstance(reason.error, Overloaded) or self.phase == "failed":
+        if reason.blame == "none" or self.phase == "failed":
             return
         self._unanswered += 1
         if reason.was_cut:
             self._next_check = 0.0
-        elif reason.is_fault or self._unanswered >= _MOST_UNANSWERED:
+        if reason.blame == "server" or self._unanswered >= _MOST_UNANSWERED:
             self._fails(reason.error)
             self._plan_check()
         self._wake.set()
