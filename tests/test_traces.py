@@ -301,6 +301,8 @@ def test_what_the_variables_ask_for(environ: dict[str, str], why: str | None) ->
     [
         ("OTEL_BSP_MAX_QUEUE_SIZE", "-1", "max_queue_size must be a positive"),
         ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "few", "non-negative integer but got few"),
+        ("OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER", "mine", "component 'mine' not found"),
+        ("OTEL_PYTHON_METER_PROVIDER", "mine", "see the line before"),
     ],
 )
 def test_variables_that_opentelemetry_refuses_cost_the_traces_only(
@@ -311,6 +313,27 @@ def test_variables_that_opentelemetry_refuses_cost_the_traces_only(
         assert post(f"{program.url}/v1/rerank", body()).status_code == 200
         said = [line for line in program.ended() if "no traces are sent" in line]
     assert len(said) == 1 and says in said[0]
+
+
+def test_values_that_opentelemetry_ignores_get_one_line_each(tmp_path: Path) -> None:
+    """With its default instead, the traces are sent."""
+    ignored = {
+        "OTEL_BSP_SCHEDULE_DELAY": "abc",
+        "OTEL_BSP_EXPORT_TIMEOUT": "",
+        "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "1e2",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "soon",
+        "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "mine",
+        "OTEL_PYTHON_CONTEXT": "mine",
+        "OTEL_TRACES_SAMPLER": "some",
+    }
+    with receiving() as receiver:
+        with serving(tmp_path, XLMR, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url, **ignored) as program:
+            post(f"{program.url}/v1/rerank", body(), **{"x-request-id": "end"})
+            said = program.ended()
+        assert receiver.of("end")
+    lines = [line for line in said if "OpenTelemetry" in line]
+    assert len(lines) == len(ignored) and all("WARN" in one or "ERROR" in one for one in lines), said
+    assert not [line for line in said if "Traceback" in line or 'File "' in line]
 
 
 @pytest.mark.parametrize("traces_too", [True, False])

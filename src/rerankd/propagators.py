@@ -1,5 +1,6 @@
-"""The variable OTEL_PROPAGATORS. FastAPI and the SDK of MCP import OpenTelemetry's API, also where no traces
-are sent, and that import fails if the variable names a propagator that is not installed."""
+"""The variables of OpenTelemetry in a program. FastAPI and the SDK of MCP import OpenTelemetry's API, also
+where no traces are sent. That import fails if OTEL_PROPAGATORS names a propagator that is not installed, and
+other values that are not accepted (OTEL_BSP_SCHEDULE_DELAY=abc) are logged with a traceback."""
 
 from __future__ import annotations
 
@@ -13,7 +14,12 @@ _NAME = "OTEL_PROPAGATORS"
 
 def drop_missing(environ: MutableMapping[str, str]) -> None:
     """Leave only the propagators that are installed, and log the others: OpenTelemetry's specification asks
-    to ignore them. Call it before the import of FastAPI or MCP."""
+    to ignore them. From now on, what OpenTelemetry logs has one line. Call it before the import of FastAPI or
+    MCP."""
+    own = logging.getLogger("opentelemetry")
+    if not any(isinstance(one, _OneLine) for one in own.handlers):
+        own.addHandler(_OneLine())
+        own.propagate = False
     if not environ.get(_NAME):
         return
     known = entry_points(group="opentelemetry_propagator").names
@@ -23,3 +29,12 @@ def drop_missing(environ: MutableMapping[str, str]) -> None:
         _log.warning("%s: ignored, because they are not installed: %s", _NAME, ", ".join(map(repr, missing)))
         # Without any name, OpenTelemetry uses its default.
         environ[_NAME] = ",".join(name for name in given if name not in missing)
+
+
+class _OneLine(logging.Handler):
+    """Passes on what OpenTelemetry logs, with the reason of an error in place of its traceback."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        reason = f" ({error})" if error is not None and str(error) else ""
+        _log.log(record.levelno, "OpenTelemetry: %s%s", record.getMessage(), reason)

@@ -59,15 +59,17 @@ def from_environment(environ: Mapping[str, str]) -> Traces | None:
             return Traces(_provider(environ))
         except ImportError as error:
             why = f"OpenTelemetry is not installed ({error}): pip install 'rerankd[otel]'"
-        except ValueError as error:
-            why = f"OpenTelemetry does not accept the value of a variable OTEL_…: {str(error).rstrip('.')}"
+        except (ValueError, RuntimeError, StopIteration) as error:  # numbers; names that are not installed
+            reason = str(error).rstrip(".") or "see the line before"
+            why = f"OpenTelemetry does not accept the value of a variable OTEL_…: {reason}"
     if why:
         _log.warning("no traces are sent: %s. OTEL_TRACES_EXPORTER=none removes this line.", why)
     return None
 
 
 def _provider(environ: Mapping[str, str]) -> TracerProvider:
-    """Raises ImportError without the extra, and ValueError for variables that OpenTelemetry refuses."""
+    """Raises ImportError without the extra, and ValueError, RuntimeError or StopIteration for variables
+    that OpenTelemetry refuses."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider
