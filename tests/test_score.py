@@ -128,6 +128,29 @@ def test_a_row_that_is_too_long_or_crashes_the_engine_harms_no_other(tmp_path: P
     assert "crashed" in poison["error"] and poison["score"] is None
 
 
+def test_a_job_without_any_score_is_no_success(tmp_path: Path, home: Path) -> None:
+    """As for a file in another encoding; the rows with their reasons are written."""
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    line = json.dumps({"query": "q", "document": "für"}, ensure_ascii=False) + "\n"
+    source.write_bytes(line.encode("latin-1") * 3)
+    done = rerankd("score", str(source), str(target), home=home, **fake(tmp_path))
+    assert done.returncode == 1
+    assert "No row has a score. The first error: The column document is not valid Unicode." in done.stdout
+    assert len(target.read_bytes().splitlines()) == 3
+    again = rerankd("score", str(source), f"{target}2.jsonl", "--json", home=home, **fake(tmp_path))
+    assert (again.returncode, json.loads(again.stdout)["failed"]) == (1, 3)
+
+
+def test_utf_16_without_a_byte_order_mark_is_read(tmp_path: Path, home: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    line = json.dumps({"query": "q", "document": "für"}, ensure_ascii=False) + "\n"
+    source.write_bytes(line.encode("utf-16-le"))
+    done = rerankd("score", str(source), str(target), "--raw-scores", home=home, **fake(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (row,) = json_lines(target)
+    assert (row["document"], row["score"]) == ("für", fake_engine.raw("q", "für"))
+
+
 @pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".tsv", "\t"), (".csv", ";")])
 def test_csv_keeps_its_columns_and_values(tmp_path: Path, home: Path, suffix: str, delimiter: str) -> None:
     source, target = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"

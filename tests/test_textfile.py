@@ -34,6 +34,18 @@ def test_the_byte_order_mark_selects_the_encoding(tmp_path: Path, encoding: str)
         assert list(stream) == ["für\n", "zwei\x85\u2028\fdrei"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_the_zeros_of_ascii_select_the_encoding(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "text"
+    text = '{"für": "漢"}\nzwei'
+    path.write_bytes(text.encode(encoding))
+    assert text_files.read(path) == text
+    with text_files.lines(path) as stream:
+        assert list(stream) == ['{"für": "漢"}\n', "zwei"]
+    for short in ("", "a", "ab", "abc"):
+        assert text_files.decode(short.encode()) == short
+
+
 def test_a_settings_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     path = tmp_path / "rerankd.toml"
     path.write_text("port = 4321\n", encoding="utf-8-sig")

@@ -1,7 +1,8 @@
-"""Read users' text files: UTF-8, or what their byte order mark (BOM) says: UTF-8, UTF-16 or UTF-32.
+"""Read users' text files: UTF-8, or UTF-16 or UTF-32, as their byte order mark (BOM) or first bytes say.
 
 Windows editors and shells write a BOM. Decoded as plain UTF-8, it becomes part of the first word: the id of
-the first query would match no judgement.
+the first query would match no judgement. Without a BOM, UTF-16 that begins with two characters of ASCII, as
+JSON does, has zeros in its first bytes, which no text in UTF-8 has (RFC 4627, section 3).
 """
 
 from __future__ import annotations
@@ -16,6 +17,13 @@ _BY_MARK = {
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
+}
+# Which of the first four bytes are zero.
+_BY_ZEROS = {
+    (False, True, True, True): "utf-32-le",
+    (True, True, True, False): "utf-32-be",
+    (False, True, False, True): "utf-16-le",
+    (True, False, True, False): "utf-16-be",
 }
 
 
@@ -41,4 +49,5 @@ def lines(path: Path, errors: str = "strict") -> TextIO:
 
 
 def _encoding(start: bytes) -> str:
-    return next((name for mark, name in _BY_MARK.items() if start.startswith(mark)), "utf-8-sig")
+    by_mark = next((name for mark, name in _BY_MARK.items() if start.startswith(mark)), None)
+    return by_mark or _BY_ZEROS.get(tuple(byte == 0 for byte in start), "utf-8-sig")

@@ -60,6 +60,11 @@ class Report:
     examples: list[str] = field(default_factory=list)
 
     @property
+    def has_no_score(self) -> bool:
+        """Whether there were rows, and none of them has a score."""
+        return self.failed == self.rows > 0
+
+    @property
     def rows_per_s(self) -> float:
         return (self.rows - self.earlier) / self.seconds if self.seconds else 0.0
 

@@ -71,7 +71,8 @@ def score(
 
     OUT gets the rows of IN in their order, with the score of each; a row that can't be scored gets the
     reason. Memory does not grow with the file. If the command is stopped, in whatever way, the scored rows
-    are kept in the folder OUT.parts, and the same command goes on after them.
+    are kept in the folder OUT.parts, and the same command goes on after them. Exit code 1 if no row has a
+    score.
 
     Starts its own engines. For several cores or GPUs set --replicas. Rows with the same query are scored
     faster if they follow each other.
@@ -105,6 +106,8 @@ def score(
         print_json({**asdict(report), "output": str(target)})
     else:
         typer.echo(_text(report, target))
+    if report.has_no_score:
+        raise typer.Exit(1)
 
 
 async def _run(job: Job, parts: Parts, settings: Settings, restart: bool, tell: Progress) -> Report:
@@ -134,6 +137,8 @@ def _text(report: Report, target: Path) -> str:
     lines = [f"{target}: {report.rows:,} rows" + (f", {speed}" if report.seconds else "")]
     if report.truncated:
         lines.append(f"{report.truncated:,} documents were truncated to the model's length")
-    if report.failed:
+    if report.has_no_score:
+        lines.append(f"No row has a score. The first error: {report.examples[0]}")
+    elif report.failed:
         lines.append(f"{report.failed:,} rows have no score, such as: {report.examples[0]}")
     return "\n".join(lines)
