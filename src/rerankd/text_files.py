@@ -19,7 +19,7 @@ _BY_MARK = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 # Which of the first four bytes are zero.
-_BY_ZEROS = {
+_BY_ZEROS: dict[tuple[bool, ...], str] = {
     (False, True, True, True): "utf-32-le",
     (True, True, True, False): "utf-32-be",
     (False, True, False, True): "utf-16-le",
