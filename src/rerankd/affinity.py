@@ -23,7 +23,8 @@ from typing import Protocol, TypeVar
 from rerankd.content import Content, ImageLink
 
 BOUND = 1.25
-"""How many times its fair share of the load a server takes."""
+"""How many times its fair share of the load a server takes. A higher bound keeps more cache hits, but
+requests wait longer: docs/scale.md compares values, by simulation (`bench/scale.py bounds`)."""
 
 ALLOWED_LOAD = 2.0
 """Below this load a server takes a request whatever the others have: with few requests under way, a second
