@@ -161,7 +161,8 @@ def test_one_of_three_servers_is_killed_under_load_and_comes_back(
         seen = len(statuses)
         until(lambda: len(statuses) > seen + 100, 30)
         before = answered("u1")
-        servers.start(at=1)
+        back = servers.start(at=1).url
+        until(lambda: httpx.get(f"{back}/ready", trust_env=False, timeout=60).status_code == 200, 60)
         until(lambda: answered("u1") > before, 10)
     finally:
         is_over.set()

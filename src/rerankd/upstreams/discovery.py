@@ -3,6 +3,7 @@ one of the shapes in remote_client.py."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from rerankd.upstreams.refusals import TryAnother, error_of, unauthorized
 
 # Phases of a model on another rerankd in which it can answer the next request.
 _CAN_ANSWER = ("ready", "unloaded")
+# How long a server may take to answer a check, and a trial request, for which it may load its model.
+_CHECK_S = 5.0
+_TRIAL_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +76,9 @@ class Explorer:
         self._base = base(settings.url)
 
     async def look(self, known: Kind | None) -> Found:
-        """The state of the server. `known` is what it was before. Raises TryAnother if it does not answer, or
-        not as a rerank server does."""
-        answer = await self._connection.send("GET", f"{self._base}/health")
+        """The state of the server. `known` is what it was before. Raises TryAnother or TimeoutError if it
+        does not answer, or not as a rerank server does."""
+        answer = await self._get(f"{self._base}/health")
         health = _json(answer)
         if isinstance(health, dict) and {"status", "engine", "models"} <= health.keys():
             return await self._rerankd(health)
@@ -84,13 +88,17 @@ class Explorer:
             )
         if known is not None and known.shape is not None and known.shape.key == "documents":
             return Found(known, self._named(await self._listed()))
-        info = _json(await self._connection.send("GET", f"{self._base}/info"))
+        info = _json(await self._get(f"{self._base}/info"))
         if isinstance(info, dict) and isinstance(info.get("model_id"), str):
             return self._tei(info)
         return await self._other()
 
+    async def _get(self, path: str) -> Response:
+        async with asyncio.timeout(_CHECK_S):
+            return await self._connection.send("GET", path)
+
     async def _rerankd(self, health: Mapping[str, Any]) -> Found:
-        answer = await self._connection.send("GET", f"{self._base}/v1/models")
+        answer = await self._get(f"{self._base}/v1/models")
         value = _json(answer)
         try:
             groups: dict[str, list[str]] = {}
@@ -143,7 +151,8 @@ class Explorer:
         refusals = []
         for shape in remote_client.shapes(httpx.URL(self._settings.url).path.rstrip("/")):
             body = remote_client.body(shape, *PROBE, models[0].names[0] if models else None)
-            answer = await self._connection.send("POST", shape.path, body=rerankd_wire.encoded(body))
+            async with asyncio.timeout(_TRIAL_S):
+                answer = await self._connection.send("POST", shape.path, body=rerankd_wire.encoded(body))
             if answer.status in (401, 403):
                 raise TryAnother(unauthorized(self._name, answer.status))
             try:
@@ -166,7 +175,7 @@ class Explorer:
         """The models that the server lists as OpenAI's servers do; [] if it lists none."""
         if self._settings.models:
             return []
-        value = _json(await self._connection.send("GET", f"{self._base}/v1/models"))
+        value = _json(await self._get(f"{self._base}/v1/models"))
         rows = value.get("data") if isinstance(value, dict) else None
         return [row["id"] for row in rows or () if isinstance(row, dict) and isinstance(row.get("id"), str)]
 

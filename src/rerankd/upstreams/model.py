@@ -151,7 +151,6 @@ class UpstreamModel(RemoteModel):
                 wait_s = hedge_s if len(tried) == 1 else None
                 done, _ = await asyncio.wait(calls, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
                 if not done:
-                    hedge_s = None
                     begin()
                 for call in done:
                     calls.remove(call)
