@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,3 +179,34 @@ async def test_a_file_that_changes_while_it_is_loaded_is_not_served_under_the_ol
 def replace_inode(stamp: tuple[str, int, int, int, int, int]) -> tuple[str, int, int, int, int, int]:
     name, device, inode, *rest = stamp
     return (name, device, inode + 1, *rest)  # type: ignore[return-value]
+
+
+TRUNCATES = """
+import os, sys
+from pathlib import Path
+from rerankd.cache_file import CacheFile
+
+path = Path(sys.argv[1])
+one, other = (CacheFile(path, 64 * 2**20, 0) for _ in range(2))
+known = {os.urandom(16): os.urandom(1000) for _ in range(3000)}
+one.write(known)
+for size in (0, 100, 136, 4096, 16384, 32767):
+    os.truncate(f"{path}-shm", size)
+    assert other.read([*known])[0] == known
+    os.truncate(f"{path}-shm", size)
+    new = {os.urandom(16): os.urandom(1000) for _ in range(300)}
+    one.write(new)
+    known |= new
+    assert one.read([*known])[0] == other.read([*known])[0] == known
+for file in (one, other):
+    os.truncate(f"{path}-shm", 0)
+    file.close()
+assert CacheFile(path, 64 * 2**20, 0).read([*known])[0] == known
+print("whole")
+"""
+
+
+def test_a_truncated_index_file_neither_kills_the_process_nor_loses_a_value(path: Path) -> None:
+    """SQLite maps it into memory, where what is missing is a SIGBUS."""
+    ran = subprocess.run([sys.executable, "-c", TRUNCATES, str(path)], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "whole\n"), ran.stderr

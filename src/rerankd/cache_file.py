@@ -8,6 +8,9 @@ into memory, so a truncated file kills the process, and diskcache is SQLite with
   recently used.
 - Each row has a checksum of its key and value. A row that fails it is not returned.
 - The database, its write-ahead log and its index file together stay below `most_bytes`.
+- SQLite maps the index file of the log, *-shm, into memory. If another program truncates it, the next access
+  would kill the process (SIGBUS), so its size is checked before each operation. SQLite rebuilds an index of
+  zeros from the log.
 
 A connection belongs to the thread that uses it. Several processes may use the same file.
 """
@@ -15,6 +18,7 @@ A connection belongs to the thread that uses it. Several processes may use the s
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import time
 import zlib
@@ -54,9 +58,21 @@ class CacheFile:
             self.identity = found
             self._database = connect(path)
             number(self._database, "schema_version")  # open all files now
+        self._index, self._index_bytes = Path(f"{path}-shm"), 0
+        self._mend_index()
 
     def close(self) -> None:
+        self._mend_index()
         self._database.close()
+
+    def _mend_index(self) -> None:
+        """Make the index file as large as it was, if it was truncated. Not by an open file: closing it would
+        end SQLite's locks of this process."""
+        size = _size(self._index)
+        if size < self._index_bytes and self._index.exists():
+            os.truncate(self._index, 0)  # what is left of it does not fit to what is lost
+            os.truncate(self._index, self._index_bytes)
+        self._index_bytes = max(size, self._index_bytes)
 
     def is_replaced(self) -> bool:
         """Whether the path names another file by now, or none."""
@@ -71,6 +87,7 @@ class CacheFile:
         should be written again (see `write`)."""
         found: dict[bytes, bytes] = {}
         old: list[bytes] = []
+        self._mend_index()
         oldest = 0 if self._ttl_s <= 0 else int(time.time() - self._ttl_s)
         middle = self._middle()
         for start in range(0, len(keys), _KEYS_A_QUERY):
@@ -154,6 +171,7 @@ class CacheFile:
 
     def _shorten_log(self, most_bytes: int = LOG_BYTES) -> None:
         """Copy the log into the database if it has more bytes. The database shrinks only then."""
+        self._mend_index()
         log = Path(f"{self._path}-wal")
         if _size(log) > most_bytes:
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -162,10 +180,12 @@ class CacheFile:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._mend_index()
         self._database.execute("BEGIN IMMEDIATE")
         try:
             yield self._database
             self._database.execute("COMMIT")
+            self._mend_index()  # it may have grown
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
                 self._database.execute("ROLLBACK")
