@@ -272,6 +272,9 @@ async def test_servers_are_added_and_removed_under_load(servers: Servers, tmp_pa
                 await asyncio.sleep(0.01)
 
         await until_places(1)
+        new_key = front_settings(tmp_path, upstreams={"u0": {"url": urls[0], "api_key": "another"}})
+        await reranker.apply(new_key)
+        await until_places(1)
         await reranker.apply(front_settings(tmp_path, *urls))
         await until_places(2)
         weighted = front_settings(tmp_path, *urls).model_dump()

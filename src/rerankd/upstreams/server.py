@@ -151,10 +151,13 @@ class Server:
                 self._kind = None
             return reason.error
         except (ConfigError, ValueError) as error:
-            return EngineUnavailable(f"The upstream server {self.name} can't be reached: {error}")
+            return self._unreachable(error)
         except Exception:  # the crash boundary of the checks: whatever a server answers, they go on
             _log.exception("The check of the upstream server %s failed for an unexpected reason.", self.name)
             return EngineUnavailable(f"The check of the upstream server {self.name} failed. See the log.")
+
+    def _unreachable(self, error: ConfigError | ValueError) -> EngineUnavailable:
+        return EngineUnavailable(f"The upstream server {self.name} can't be reached: {error}")
 
     def _connected(self) -> Connection:
         """The connection. Raises ConfigError and ValueError."""
@@ -205,16 +208,14 @@ class Server:
         return await self._counted(calls.connection, calls.embed(model, name, request))
 
     def _calls(self, timeout_s: float, client: Client) -> Calls:
-        if self._kind is None or self._connection is None:
+        if self._kind is None:
             raise TryAnother(self.error or EngineUnavailable(f"The upstream server {self.name} is starting."))
+        try:
+            connection = self._connected()
+        except (ConfigError, ValueError) as error:
+            raise TryAnother(self._unreachable(error), "server") from None
         return Calls(
-            self.name,
-            base(self.settings.url),
-            self._kind,
-            self._connection,
-            self._identity,
-            timeout_s,
-            client,
+            self.name, base(self.settings.url), self._kind, connection, self._identity, timeout_s, client
         )
 
     async def _counted(self, connection: Connection, call: Coroutine[Any, Any, T]) -> T:
