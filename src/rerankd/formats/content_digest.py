@@ -11,7 +11,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from rerankd.formats import checkpoint_files, head_file
+from rerankd.formats import model_files
 
 _BLOCKS = 64
 _BLOCK_BYTES = 16 * 2**10
@@ -22,7 +22,7 @@ def content_digest(path: Path, parts: tuple[Path, ...]) -> str:
     """The digest of a GGUF file with its other `parts` and a head beside it, or of a checkpoint's folder.
     Raises OSError."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    for file in _files(path, parts):
+    for file in model_files.files(path, parts):
         size = file.stat().st_size
         digest.update(size.to_bytes(8, "little"))
         with file.open("rb") as stream:
@@ -30,10 +30,3 @@ def content_digest(path: Path, parts: tuple[Path, ...]) -> str:
                 stream.seek(max(size - _BLOCK_BYTES, 0) * block // (_BLOCKS - 1), os.SEEK_SET)
                 digest.update(stream.read(_BLOCK_BYTES))
     return digest.hexdigest()
-
-
-def _files(path: Path, parts: tuple[Path, ...]) -> list[Path]:
-    if path.is_dir():
-        return [path / name for name in checkpoint_files.files(checkpoint_files.paths_in(path))]
-    head = head_file.beside(path) if path.suffix.lower() == ".gguf" else None
-    return [*(parts or (path,)), *([head] if head is not None else [])]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rerankd import machine
 from rerankd.domain import Recipe
-from rerankd.formats import checkpoint_files, head_file
+from rerankd.formats import model_files
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.normalization import Normalization
 from rerankd.state import StateStore
@@ -33,13 +33,9 @@ Stamps = tuple[tuple[str, int, int, int, int, int], ...]
 
 
 def files(path: Path, metadata: ModelMetadata) -> list[str]:
-    """All files of a model: those of a checkpoint, or the parts of a GGUF file and a head beside it."""
-    if path.is_dir():
-        names = checkpoint_files.files(checkpoint_files.paths_in(path))
-        return [*(str(path / name) for name in names), *sorted(map(str, path.glob("*.py")))]
-    head = head_file.beside(path) if path.suffix.lower() == ".gguf" else None
-    heads = (head,) if head is not None else ()
-    return [*dict.fromkeys(map(str, (path, *metadata.parts, *heads)))]
+    """All files that scores depend on: those of the model, and a checkpoint's own code."""
+    code = sorted(path.glob("*.py")) if path.is_dir() else ()
+    return [str(file) for file in (*model_files.files(path, metadata.parts), *code)]
 
 
 def stamps(paths: Iterable[str]) -> Stamps:

@@ -16,7 +16,7 @@ from rerankd.backends.select import Selection
 from rerankd.config import EffectiveModelSettings, ScoringSettings, Settings
 from rerankd.domain import Recipe
 from rerankd.errors import DataFolderError, ModelFileError, UnknownModel
-from rerankd.formats import checkpoint_files, head_file, model_files
+from rerankd.formats import model_files
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.hub import store
 from rerankd.normalization import Calibration
@@ -176,19 +176,14 @@ def resolve_model(settings: Settings, metadata: ModelMetadata, model: str) -> Re
 def fingerprint(path: Path) -> str:
     """A fingerprint of a model's file, with a head beside it, or of its folder: path, size, modification time
     and header. A missing file has the fingerprint "no PATH"."""
-    if path.is_dir():
-        return (
-            " ".join(
-                fingerprint(path / name) for name in checkpoint_files.files(checkpoint_files.paths_in(path))
-            )
-            or f"no {path}"
-        )
+    return " ".join(map(_fingerprint, model_files.files(path))) or f"no {path}"
+
+
+def _fingerprint(path: Path) -> str:
     try:
         status = path.stat()
         with path.open("rb") as stream:
             header = hashlib.blake2b(stream.read(_HEADER_BYTES), digest_size=16).hexdigest()
     except OSError:
         return f"no {path}"
-    head = head_file.beside(path) if path.suffix.lower() == ".gguf" else None
-    of_head = f" {fingerprint(head)}" if head is not None else ""
-    return f"{path} {status.st_size} {status.st_mtime_ns} {header}{of_head}"
+    return f"{path} {status.st_size} {status.st_mtime_ns} {header}"
