@@ -82,4 +82,5 @@ async def main() -> None:
             print(f"file {file:.1f}, requests {direct:.1f} pairs/s: {file / direct:.3f}", flush=True)
 
 
-asyncio.run(main())
+if __name__ == "__main__":
+    asyncio.run(main())

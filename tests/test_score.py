@@ -24,6 +24,7 @@ import fake_engine
 from rerankd.bulk import job as bulk_job
 from rerankd.bulk.formats import format_of
 from rerankd.bulk.parts import Parts
+from rerankd.bulk.row_scorer import Kind
 from rerankd.bulk.rows import Chunk, Columns, Pair, Scored, groups
 from rerankd.config import Settings
 from rerankd.errors import BulkError
@@ -328,7 +329,7 @@ def test_a_calibration_changes_a_job_but_not_one_of_raw_scores(tmp_path: Path, h
     calibrated = replace(plain, resolution=replace(plain.resolution, calibration=CALIBRATION))
     columns = Columns("query", "document", "", "score", "error")
     for raw, differs in ((False, {"calibration"}), (True, set())):
-        what = bulk_job.Job(source, format_of(source, source, None), columns, raw)
+        what = bulk_job.Job(source, format_of(source, source, None), columns, Kind(raw))
         one, other = bulk_job.identity(what, plain), bulk_job.identity(what, calibrated)
         assert {name for name in one if one[name] != other[name]} == differs
 

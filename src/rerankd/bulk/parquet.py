@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rerankd.bulk.rows import Chunk, Columns, pair_of
+from rerankd.bulk.rows import Chunk, Columns, Pair, Scored, pair_of
 from rerankd.bulk.table import CHUNK_ROWS, Part, check_columns
 from rerankd.errors import BulkError, MissingExtra
 
@@ -41,7 +41,7 @@ class Parquet:
                         late = min(max(skip - at, 0), batch.num_rows)
                         at += batch.num_rows
                         if table := pa.Table.from_batches([batch.slice(late)]):
-                            yield Chunk(_pairs(table, columns), table, table.nbytes, at / total)
+                            yield Chunk(pairs_of(table, columns), table, table.nbytes, at / total)
         except (OSError, pa.ArrowException) as error:
             why = " ".join(str(error).split()).rstrip(".")
             raise BulkError(f"{path} can't be read as Parquet: {why}.") from None
@@ -52,10 +52,7 @@ class Parquet:
 
         table = pa.concat_tables([chunk.payload for chunk, _ in part])
         outcomes = [outcome for _, outcomes in part for outcome in outcomes]
-        scores = pa.array([outcome.score for outcome in outcomes], pa.float64())
-        errors = pa.array([outcome.error for outcome in outcomes], pa.string())
-        table = table.append_column(columns.score, scores).append_column(columns.error, errors)
-        pq.write_table(table, path)
+        pq.write_table(with_outcomes(table, columns, outcomes), path)
 
     def join(self, parts: Sequence[Path], path: Path) -> None:
         import pyarrow.parquet as pq
@@ -67,9 +64,19 @@ class Parquet:
                         writer.write_table(file.read_row_group(group))
 
 
-def _pairs(table: Any, columns: Columns) -> list[Any]:
+def pairs_of(table: Any, columns: Columns) -> list[Pair | str]:
+    """Return the pairs of a pyarrow.Table, or the reasons why rows are none."""
     values = [_values(table.column(name)) for name in columns.read]
     return [pair_of(row, columns) for row in zip(*values, strict=True)]
+
+
+def with_outcomes(table: Any, columns: Columns, outcomes: Sequence[Scored]) -> Any:
+    """Return the table with a column more for the scores, and one for the errors."""
+    import pyarrow as pa
+
+    scores = pa.array([outcome.score for outcome in outcomes], pa.float64())
+    errors = pa.array([outcome.error for outcome in outcomes], pa.string())
+    return table.append_column(columns.score, scores).append_column(columns.error, errors)
 
 
 def _values(column: Any) -> list[Any]:

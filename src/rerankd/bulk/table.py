@@ -52,7 +52,7 @@ def in_chunks(rows: Iterable[Row], size: Callable[[Row], int]) -> Iterator[tuple
         yield chunk, total
 
 
-def check_columns(path: Path, columns: Columns, names: Sequence[str], hint: str = "") -> None:
+def check_columns(path: Path | str, columns: Columns, names: Sequence[str], hint: str = "") -> None:
     """Raise BulkError unless a file with columns of these names has those to read, each once, and none of
     those to add."""
     missing = [name for name in columns.read if name not in names]

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -99,19 +99,33 @@ class Csv:
         pass
 
     def chunks(self, path: Path, columns: Columns, skip: int) -> Iterator[Chunk]:
-        csv.field_size_limit(_LONGEST_VALUE)
         with _reading(path) as stream:
-            rows = csv.reader(stream, delimiter=self._delimiter)
+            names, rows = self.rows(stream, path, columns)
+            at = [names.index(name) for name in columns.read]
+            rest = islice((row for row in rows if row), skip, None)
+            for values, size in in_chunks(rest, _characters):
+                pairs = [_pair_of_values(row, names, at, columns) for row in values]
+                yield Chunk(pairs, (names, values), size, _share_read(stream, path))
+
+    def rows(
+        self, lines: Iterable[str], file: Path | str, columns: Columns
+    ) -> tuple[list[str], Iterator[list[str]]]:
+        """Return the names of the columns and an iterator of the rows, where a blank line is an empty one. It
+        takes no more lines than the row needs. Raises BulkError if `file`, whose lines they are, can't be
+        scored."""
+        csv.field_size_limit(_LONGEST_VALUE)
+        reader = csv.reader(lines, delimiter=self._delimiter)
+
+        def rows() -> Iterator[list[str]]:
             try:
-                names = next(rows, [])
-                check_columns(path, columns, names, _delimiter_hint(names))
-                at = [names.index(name) for name in columns.read]
-                rest = islice((row for row in rows if row), skip, None)
-                for values, size in in_chunks(rest, _characters):
-                    pairs = [_pair_of_values(row, names, at, columns) for row in values]
-                    yield Chunk(pairs, (names, values), size, _share_read(stream, path))
+                yield from reader
             except csv.Error as error:
-                raise BulkError(f"{path}, line {rows.line_num}: {_csv_fault(error)}") from None
+                raise BulkError(f"{file}, line {reader.line_num}: {_csv_fault(error)}") from None
+
+        found = rows()
+        names = next(found, [])
+        check_columns(file, columns, names, _delimiter_hint(names))
+        return names, found
 
     def write(self, path: Path, columns: Columns, part: Part) -> None:
         with _writing(path) as stream:

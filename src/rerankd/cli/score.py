@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rerankd import config
-from rerankd.cli import completion
+from rerankd.cli import pair_options
 from rerankd.cli.output import Config, Json, print_json, say
 from rerankd.cli.progress_bar import progress
 from rerankd.cli.setting_options import takes
-from rerankd.config.model_settings import DAY_S
-from rerankd.errors import ConfigError
 from rerankd.progress import Progress, step
 
 if TYPE_CHECKING:
@@ -33,36 +31,16 @@ def score(
     target: Annotated[
         Path, typer.Argument(metavar="OUT", help="File to write, of the same format: IN with the scores.")
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Model to score with.",
-            show_default="the configured model",
-            autocompletion=completion.models_here,
-        ),
-    ] = None,
-    query_column: Annotated[str, typer.Option(help="Column with the query.")] = "query",
-    document_column: Annotated[str, typer.Option(help="Column with the document.")] = "document",
-    instruction_column: Annotated[
-        str, typer.Option(help="Column with the instruction.", show_default="none")
-    ] = "",
-    score_column: Annotated[str, typer.Option(help="Column to add for the score.")] = "score",
-    error_column: Annotated[
-        str, typer.Option(help="Column to add for the reason why a row has no score.")
-    ] = "error",
-    instruction: Annotated[
-        str | None, typer.Option(help="Instruction that replaces the model's own, for rows without one.")
-    ] = None,
-    raw_scores: Annotated[
-        bool, typer.Option(help="Write the model's raw scores instead of scores from 0 to 1.")
-    ] = False,
-    delimiter: Annotated[
-        str | None,
-        typer.Option(help="Character between values.", show_default="comma, for .tsv a tab"),
-    ] = None,
-    restart: Annotated[
-        bool, typer.Option(help="Begin again, without the rows that an earlier run has scored.")
-    ] = False,
+    model: pair_options.Model = None,
+    query_column: pair_options.QueryColumn = "query",
+    document_column: pair_options.DocumentColumn = "document",
+    instruction_column: pair_options.InstructionColumn = "",
+    score_column: pair_options.ScoreColumn = "score",
+    error_column: pair_options.ErrorColumn = "error",
+    instruction: pair_options.Instruction = None,
+    raw_scores: pair_options.RawScores = False,
+    delimiter: pair_options.Delimiter = None,
+    restart: pair_options.Restart = False,
     as_json: Json = False,
     config_file: Config = None,
     **flags: Any,
@@ -78,20 +56,16 @@ def score(
     faster if they follow each other.
     """
     from rerankd.bulk.formats import format_of
-    from rerankd.bulk.job import Job
+    from rerankd.bulk.job import Job, settings_for_pairs
     from rerankd.bulk.parts import Parts
+    from rerankd.bulk.row_scorer import Kind
     from rerankd.bulk.rows import Columns
 
     given = {**flags, "model": (model,) if model else None}
-    settings = config.from_machine(given, config_file)
-    if (cascade := settings.first_cascade) is not None:
-        raise ConfigError(
-            f"{cascade.name} is a cascade, which ranks all documents of a query; the score of a pair is that "
-            f"of one model. Name it, for example --model {cascade.stages[-1].model}"
-        )
+    settings = settings_for_pairs(config.from_machine(given, config_file))
     columns = Columns(query_column, document_column, instruction_column, score_column, error_column)
     found = format_of(source, target, delimiter)
-    job = Job(source, found, columns, raw_scores, instruction)
+    job = Job(source, found, columns, Kind(raw_scores, instruction))
     parts = Parts(target, found, columns)
     with progress(rows="scoring ") as tell:
         try:
@@ -105,7 +79,7 @@ def score(
     if as_json:
         print_json({**asdict(report), "output": str(target)})
     else:
-        typer.echo(_text(report, target))
+        typer.echo(pair_options.summary(report, str(target)))
     if report.has_no_score:
         raise typer.Exit(1)
 
@@ -118,8 +92,6 @@ async def _run(job: Job, parts: Parts, settings: Settings, restart: bool, tell: 
     # Before a model is downloaded for it.
     parts.check_new()
     await asyncio.to_thread(check_input, job)
-    # A row waits for as long as its engine needs.
-    settings = config.override(settings, {"request_timeout_s": DAY_S})
     prepared = await asyncio.to_thread(prepare, settings, None, tell)
     with parts.held(identity(job, prepared), restart=restart):
         if parts.rows:
@@ -129,16 +101,3 @@ async def _run(job: Job, parts: Parts, settings: Settings, restart: bool, tell: 
         with step(tell, f"writing {parts.target.name}"):
             await finish(parts)
     return report
-
-
-def _text(report: Report, target: Path) -> str:
-    new = report.rows - report.earlier
-    speed = f"{new:,} in {report.seconds:,.1f} s ({report.rows_per_s:,.3g} rows/s)"
-    lines = [f"{target}: {report.rows:,} rows" + (f", {speed}" if report.seconds else "")]
-    if report.truncated:
-        lines.append(f"{report.truncated:,} documents were truncated to the model's length")
-    if report.has_no_score:
-        lines.append(f"No row has a score. The first error: {report.examples[0]}")
-    elif report.failed:
-        lines.append(f"{report.failed:,} rows have no score, such as: {report.examples[0]}")
-    return "\n".join(lines)

@@ -1,5 +1,5 @@
-"""rerankd on a Ray cluster: `build` makes the application for Ray Serve, and `app` is the one of the settings
-file.
+"""rerankd on a Ray cluster: `Scorer` for jobs with Ray Data; for Ray Serve `build`, which makes the
+application, and `app`, which is that of the settings file.
 
 Ray's usage reports are switched off before Ray is imported, because rerankd sends no usage data. Ray reads
 this variable when it starts a cluster, and passes it on to its processes.
@@ -17,7 +17,7 @@ from rerankd.errors import MissingExtra
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 # Imported when first used: Ray takes a second, and may not be installed.
-_MODULES = {"build": "serve_app"}
+_MODULES = {"Scorer": "scorer", "build": "serve_app"}
 
 
 def check_installed() -> None:

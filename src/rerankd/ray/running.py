@@ -1,39 +1,18 @@
-"""Run the application for Ray Serve from the command line: connect, deploy, and remove it again."""
+"""Run the application for Ray Serve from the command line: deploy it, and remove it again."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 
-import ray
 from ray import serve
 
 from rerankd.config import Settings
-from rerankd.errors import Conflict, EngineUnavailable
+from rerankd.errors import Conflict
 from rerankd.ray.serve_app import application
 from rerankd.ray.serve_plan import INGRESS
 
 APP = "rerankd"
-# Requests and results are small, and do not go through it.
-_OBJECT_STORE_BYTES = 100 * 2**20
-
-
-@contextlib.contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """Connect to a cluster, or run one on this machine meanwhile. Raises EngineUnavailable."""
-    address = address or os.environ.get("RAY_ADDRESS")
-    own = {} if address else {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-    try:
-        ray.init(address or "local", log_to_driver=False, logging_level="warning", **own)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise EngineUnavailable(
-            f"Ray could not be reached at {address or 'this machine'}: {error}"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextlib.contextmanager

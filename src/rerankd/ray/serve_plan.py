@@ -85,9 +85,7 @@ def plan(settings: Settings, cluster: Cluster) -> Plan:
             "[upstreams] can't be served through Ray: its models run elsewhere. Remove the section, or "
             "serve it with `rerankd serve`."
         )
-    carried = settings.model_dump(exclude_unset=True)
-    if settings.home == Settings.model_construct().home:
-        carried.pop("home", None)
+    carried = carried_values(settings)
     entries = settings.listed or (Store(settings.home).default(),)
     plans: list[ModelPlan] = []
     for entry in entries:
@@ -104,6 +102,14 @@ def plan(settings: Settings, cluster: Cluster) -> Plan:
         bound = next(one.le for one in Settings.model_fields[name].metadata if hasattr(one, "le"))
         ingress[name] = min(getattr(settings, name) * most, bound)
     return Plan(ingress, tuple(plans))
+
+
+def carried_values(settings: Settings) -> dict[str, Any]:
+    """(pure) The settings as they travel to other nodes."""
+    values = settings.model_dump(exclude_unset=True)
+    if settings.home == Settings.model_construct().home:  # each node has its own
+        values.pop("home", None)
+    return values
 
 
 def _model(settings: Settings, carried: Values, entry: str, first: str, cluster: Cluster) -> ModelPlan:
