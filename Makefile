@@ -75,7 +75,7 @@ test-ray: .venv-ray/installed
 .venv-ray/installed: pyproject.toml
 	@$(PYTHON) -m venv .venv-ray
 	@.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
-	@.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[ray]' --group dev
+	@.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[ray]' 'datasets>=4' --group dev
 	@touch $@
 
 # The long ones: minutes each, and a load for the whole machine.

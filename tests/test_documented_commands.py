@@ -26,6 +26,7 @@ NOT_CHECKED = {
     "mermaid": "a diagram",
     "text": "a sketch, or what a command prints",
     "nginx": "nginx would have to be installed to check its configuration",
+    "py": "needs Ray: tests/test_ray_score.py runs it",
 }
 NOT_RUN = {
     "git": "the repository's address, or a release",

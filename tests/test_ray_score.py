@@ -17,13 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("ray", reason="no Ray here: make test-ray")
 
 import fake_engine
-from support import environment, rerankd, until, wait_until_gone
+from support import ROOT, environment, rerankd, until, wait_until_gone
 from test_score import WRONG_LINES, fake, json_lines, write_lines
 
 pytestmark = pytest.mark.timeout(300)
@@ -296,7 +297,11 @@ class Files(http.server.SimpleHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        data = Path(self.translate_path(self.path)).read_bytes()
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data = path.read_bytes()
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         whole = not (wanted and self.has_ranges)
         self.send_response(200 if whole else 206)
@@ -385,39 +390,37 @@ def test_a_model_that_is_missing_ends_the_job_with_its_own_error(
     assert "Traceback" not in done.stderr
 
 
-LIBRARY = """
-import json, sys
-import rerankd.ray
-import ray
-ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
-ray.data.DataContext.get_current().enable_progress_bars = False
-rows = [{"id": at, "query": f"q{at // 20}", "document": f"d{at}" if at % 100 else None} for at in range(2000)]
-scored = ray.data.from_items(rows).map_batches(
-    rerankd.ray.Scorer,
-    fn_constructor_kwargs={"raw_scores": True},
-    batch_format="pyarrow",
-    batch_size=500,
-    concurrency=1,
-)
-found = scored.take_all()
-ray.shutdown()
-print(json.dumps(found))
-"""
-
-
-def test_the_scorer_is_a_stage_of_a_dataset(tmp_path: Path, home: Path, env: dict[str, str]) -> None:
+def test_the_example_of_the_scorer_runs(tmp_path: Path, home: Path, env: dict[str, str]) -> None:
+    """That of docs/ray.md, with the fake engine and local files; a pair that is wrong gets its reason."""
+    rows = [
+        {"id": at, "question": f"q{at // 20}", "document": f"d{at}" if at % 100 else None}
+        for at in range(2000)
+    ]
+    (tmp_path / "pairs").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs" / "0.parquet")
+    (code,) = re.findall(
+        r"^```py\n(.*?)^```$", (ROOT / "docs" / "ray.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    for here, there in (
+        ("s3://bucket", str(tmp_path)),
+        ('"model": "qwen3-reranker-0.6b"', '"raw_scores": True'),
+        ("concurrency=4", "concurrency=1"),
+        ("num_gpus=1", "num_gpus=0"),
+    ):
+        assert here in code
+        code = code.replace(here, there)
     done = subprocess.run(
-        [sys.executable, "-c", LIBRARY],
+        [sys.executable, "-c", code],
         env=environment(home, **env),
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    found = sorted(json.loads(done.stdout), key=lambda row: row["id"])
-    assert [row["id"] for row in found] == list(range(2000))
+    found = sorted(pq.read_table(tmp_path / "scored").to_pylist(), key=lambda row: row["id"])
+    assert [{key: row[key] for key in rows[0]} for row in found] == rows
     for row in found:
         if row["document"] is None:
             assert row["score"] is None and "empty" in row["error"]
         else:
-            assert row["score"] == fake_engine.raw(row["query"], row["document"]) and row["error"] is None
+            assert row["score"] == fake_engine.raw(row["question"], row["document"]) and row["error"] is None
