@@ -27,6 +27,7 @@ from support import ROOT, Program, children, post, start_serving
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 RENDERED = ["base", "overlays/gpu", "overlays/production"]
 KSERVE = KUBERNETES / "kserve" / "inference-service.yaml"
+RAY = KUBERNETES / "ray" / "ray-service.yaml"
 # The oldest and the newest version whose schemas the manifests must fit.
 VERSIONS = ["1.29", "1.37"]
 SETTINGS = (KUBERNETES / "base" / "rerankd.toml").read_text()
@@ -70,7 +71,7 @@ def array(items: Manifest) -> Manifest:
 STRINGS = {"type": "object", "additionalProperties": {"type": "string"}}
 NUMBER = {"type": "integer"}
 # What rerankd uses of kinds that are not Kubernetes' own, by the definitions (CRDs) of KEDA, the Prometheus
-# operator and KServe.
+# operator, KServe and KubeRay.
 OTHER_KINDS = {
     ("keda.sh/v1alpha1", "ScaledObject"): an_object(
         "scaleTargetRef triggers",
@@ -113,6 +114,25 @@ OTHER_KINDS = {
         ),
     ),
     ("serving.kserve.io/v1beta1", "InferenceService"): an_object("predictor"),
+    ("ray.io/v1", "RayService"): an_object(
+        "serveConfigV2 rayClusterConfig",
+        serveConfigV2={"type": "string"},
+        rayClusterConfig=an_object(
+            "headGroupSpec workerGroupSpecs",
+            "rayVersion enableInTreeAutoscaling autoscalerOptions",
+            rayVersion={"type": "string"},
+            headGroupSpec=an_object("template rayStartParams", "serviceType", rayStartParams=STRINGS),
+            workerGroupSpecs=array(
+                an_object(
+                    "groupName template rayStartParams replicas minReplicas maxReplicas",
+                    rayStartParams=STRINGS,
+                    replicas=NUMBER,
+                    minReplicas=NUMBER,
+                    maxReplicas=NUMBER,
+                )
+            ),
+        ),
+    ),
 }
 
 
@@ -175,7 +195,7 @@ def repr_of(manifest: Manifest) -> str:
 
 
 def test_each_file_belongs_to_a_kustomization_that_is_rendered() -> None:
-    used = {KSERVE}
+    used = {KSERVE, RAY}
     waiting = [KUBERNETES / one for one in RENDERED]
     while waiting:
         folder = waiting.pop().resolve()
@@ -224,6 +244,40 @@ def image_environment(path: Path) -> dict[str, str]:
 
 def mount_paths(pod: Manifest) -> list[str]:
     return [one["mountPath"] for one in pod["containers"][0]["volumeMounts"]]
+
+
+def ray_pods() -> list[Manifest]:
+    cluster = yaml.safe_load(RAY.read_text())["spec"]["rayClusterConfig"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    return [one["template"]["spec"] for one in groups]
+
+
+def test_the_ray_service_fits_its_schema_and_serves_what_it_has_pulled() -> None:
+    service = yaml.safe_load(RAY.read_text())
+    check(service)
+    (app,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    assert app["import_path"] == "rerankd.ray:build" and app["args"].keys() <= {"models", "settings"}
+    settings = Settings.model_validate({"model": app["args"]["models"], **app["args"]["settings"]})
+    for pod in ray_pods():
+        check({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, "spec": pod})
+        assert pod["securityContext"]["runAsNonRoot"] is True and pod["enableServiceLinks"] is False
+        assert pod["terminationGracePeriodSeconds"] > settings.drain_timeout_s + settings.stop_timeout_s
+        for container in (*pod["containers"], *pod.get("initContainers", ())):
+            assert container["image"].endswith(f":{__version__.partition('.dev')[0]}")
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            variables = {one["name"]: one.get("value") for one in container["env"]}
+            assert variables["RAY_USAGE_STATS_ENABLED"] == "0"
+            for name in variables:
+                assert (
+                    name.startswith("RAY_") or name.removeprefix("RERANKD_").lower() in Settings.model_fields
+                )
+    _, worker = ray_pods()
+    assert worker["initContainers"][0]["command"] == ["rerankd", "pull", *settings.model]
+    # A worker has room for a replica and the ingress, and the head for no replica.
+    (container,) = worker["containers"]
+    assert settings.ray_cpus and float(container["resources"]["limits"]["cpu"]) >= settings.ray_cpus + 1
+    head = service["spec"]["rayClusterConfig"]["headGroupSpec"]["rayStartParams"]
+    assert float(head["num-cpus"]) < settings.ray_cpus
 
 
 def test_the_settings_are_settings() -> None:

@@ -20,18 +20,22 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 pytest.importorskip("ray", reason="no Ray here: make test-ray")
 
 import ray
 from ray import serve
 from ray.cluster_utils import Cluster
+from ray.serve.schema import ServeDeploySchema
 
 import fake_engine
 from faults.served import MODEL
 from rerankd.config import Settings
+from rerankd.errors import ConfigError
+from rerankd.ray import build
 from rerankd.ray.running import APP, served
-from support import until, wait_until_gone
+from support import ROOT, until, wait_until_gone
 
 # Ray leaves files and sockets open.
 pytestmark = [pytest.mark.filterwarnings("ignore::ResourceWarning"), pytest.mark.timeout(300)]
@@ -257,6 +261,15 @@ def test_errors_and_pages_are_those_of_one_machine(nodes: Nodes) -> None:
         (replica,) = set(re.findall(r'rerankd_engine_ready\{replica="(\w+)",model=', metrics))
         assert replica in place["name"]
         assert "secret" not in str(serve.status())
+
+
+def test_an_application_is_built_from_a_config_file_of_serve(nodes: Nodes) -> None:
+    service = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "ray" / "ray-service.yaml").read_text())
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    (app,) = schema.applications
+    assert build(app.args) and build({"models": f"{MODEL},builtin:e5"})
+    with pytest.raises(ConfigError, match="model: not an argument"):
+        build({"model": str(MODEL)})
 
 
 def test_a_model_that_is_missing_is_told_and_served_once_it_is_there(nodes: Nodes, tmp_path: Path) -> None:
