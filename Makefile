@@ -70,7 +70,7 @@ test-torch: .venv-torch/installed
 # The service and the jobs on Ray, on a cluster of several nodes in this machine, one after the other: each has
 # processes for more cores than most machines have. 800 MB of libraries, once.
 test-ray: .venv-ray/installed
-	.venv-ray/bin/python -m pytest tests/test_ray_*.py $(PYTEST_ARGS)
+	.venv-ray/bin/python -m pytest -W ignore::ResourceWarning tests/test_ray_*.py $(PYTEST_ARGS)
 
 .venv-ray/installed: pyproject.toml
 	@$(PYTHON) -m venv .venv-ray
