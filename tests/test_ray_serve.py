@@ -10,6 +10,8 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -270,6 +272,15 @@ def test_an_application_is_built_from_a_config_file_of_serve(nodes: Nodes) -> No
     assert build(app.args) and build({"models": f"{MODEL},builtin:e5"})
     with pytest.raises(ConfigError, match="model: not an argument"):
         build({"model": str(MODEL)})
+
+
+def test_an_application_is_built_before_a_cluster_is_there() -> None:
+    given = {"models": str(MODEL)}
+    code = f"from rerankd.ray import build; build({given}); import ray; print(ray.is_initialized())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "False\n"
 
 
 def test_a_model_that_is_missing_is_told_and_served_once_it_is_there(nodes: Nodes, tmp_path: Path) -> None:

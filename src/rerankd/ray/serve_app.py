@@ -55,8 +55,10 @@ def build(args: Mapping[str, Any]) -> Application:
 
 
 def application(settings: Settings) -> Application:
-    """The application with these settings. Ray must have been started. Raises ConfigError."""
-    planned = plan(settings, cluster_of(ray.nodes(), float(os.cpu_count() or 1)))
+    """The application with these settings. Raises ConfigError."""
+    # `serve run` asks for the application before it connects: this machine then stands for the cluster.
+    nodes = ray.nodes() if ray.is_initialized() else ()
+    planned = plan(settings, cluster_of(nodes, float(os.cpu_count() or 1)))
     handles = {one.deployment: _deployment(one, settings) for one in planned.models}
     return _ingress(planned, settings, handles)
 
