@@ -37,6 +37,7 @@ NOT_RUN = {
     "uvx": "needs the published package",
     "claude": "an MCP client, which is not installed",
     "docker": "needs the published image",
+    "serve": "a command of Ray, which make test-ray alone has",
     "cosign": "needs the published image",
 }
 READS = ("completion", "engine list", "engine path", "list", "ps", "state")
