@@ -26,10 +26,12 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests")]
 
+from service_cpu import cpu_s
+
 import fake_engine
 from rerankd.benchmark.load import text
 from rerankd.onward import CLIENT_HEADER
-from support import GOLDEN, golden, start_serving
+from support import GOLDEN, Program, golden, start_serving
 
 MODEL = str(GOLDEN / golden("xlmr-head")["model"])
 PARTS = ("hop", "throughput", "fairness")
@@ -38,15 +40,15 @@ _TRUST = {"RERANKD_TRUSTED_FRONTS": "127.0.0.1"}
 
 
 @contextmanager
-def serving(*arguments: str, flags: tuple[str, ...] = (), **env: str) -> Iterator[str]:
-    """The URL of a rerankd program; with `flags` it has the fake engine."""
+def serving(*arguments: str, flags: tuple[str, ...] = (), **env: str) -> Iterator[Program]:
+    """A rerankd program; with `flags` it has the fake engine."""
     with tempfile.TemporaryDirectory(prefix="rd-") as folder:
         if flags:
             arguments = (MODEL, "--engine", "llama", *arguments)
             env["RERANKD_LLAMA_PATH"] = str(fake_engine.install(Path(folder), *flags))
         program = start_serving(Path(folder), *arguments, **env)
         try:
-            yield program.url
+            yield program
         finally:
             program.stop()
             assert program.process.stderr is not None
@@ -54,13 +56,13 @@ def serving(*arguments: str, flags: tuple[str, ...] = (), **env: str) -> Iterato
 
 
 @contextmanager
-def in_front(*urls: str, **env: str) -> Iterator[str]:
-    """The URL of a server in front of these."""
+def in_front(*servers: Program, **env: str) -> Iterator[Program]:
+    """A server in front of these."""
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
-        file.write("".join(f'[upstreams.u{at}]\nurl = "{url}"\n' for at, url in enumerate(urls)))
+        file.write("".join(f'[upstreams.u{at}]\nurl = "{one.url}"\n' for at, one in enumerate(servers)))
         file.flush()
-        with serving("--config", file.name, **env) as url:
-            yield url
+        with serving("--config", file.name, **env) as program:
+            yield program
 
 
 def body(seed: str, documents: int, words: int) -> bytes:
@@ -101,16 +103,19 @@ async def latency_ms(client: Connection, sent: bytes) -> float:
 async def hop(rounds: int) -> dict[str, float]:
     with serving(flags=("--delay-ms", "0")) as direct, in_front(direct) as front:
         sent = body("hop", 50, 100)
-        async with Connection(direct) as one, Connection(front) as other:
+        async with Connection(direct.url) as one, Connection(front.url) as other:
             clients = {"direct": one, "through a front": other}
             took: dict[str, list[float]] = {name: [] for name in clients}
             for client in clients.values():
                 await latency_ms(client, sent)
+            used_s = cpu_s(Path(f"/proc/{front.process.pid}/stat"))
             for _ in range(rounds):
                 for name, client in clients.items():
                     took[name].append(await latency_ms(client, sent))
+            used_s = cpu_s(Path(f"/proc/{front.process.pid}/stat")) - used_s
     found = {f"{name}, p50 ms": statistics.median(values) for name, values in took.items()}
-    return found | {"hop, p50 ms": found["through a front, p50 ms"] - found["direct, p50 ms"]}
+    found["hop, p50 ms"] = found["through a front, p50 ms"] - found["direct, p50 ms"]
+    return found | {"CPU of the front a request, ms": 1000 * used_s / rounds}
 
 
 async def requests_per_s(url: str, seed: str, rounds: int) -> float:
@@ -129,11 +134,11 @@ async def requests_per_s(url: str, seed: str, rounds: int) -> float:
 async def throughput(rounds: int) -> dict[str, float]:
     found = {}
     with ExitStack() as stack:
-        urls = [stack.enter_context(serving(flags=("--delay-ms", "2"))) for _ in range(2)]
-        fronts = {count: stack.enter_context(in_front(*urls[:count])) for count in (1, 2)}
+        servers = [stack.enter_context(serving(flags=("--delay-ms", "2"))) for _ in range(2)]
+        fronts = {count: stack.enter_context(in_front(*servers[:count])) for count in (1, 2)}
         for count, front in fronts.items():
-            await requests_per_s(front, f"warm {count}", 16)
-            found[f"{count} behind a front, requests/s"] = await requests_per_s(front, str(count), rounds)
+            await requests_per_s(front.url, f"warm {count}", 16)
+            found[f"{count} behind a front, requests/s"] = await requests_per_s(front.url, str(count), rounds)
     one, two = found.values()
     return found | {"two against one": two / one}
 
@@ -168,9 +173,9 @@ async def fairness(rounds: int) -> dict[str, float]:
         in_front(other, **_TRUST) as plain,
     ):
         return {
-            "directly, p50 ms": await modest_ms(trusting, names, "a", rounds),
-            "through a trusted front, p50 ms": await modest_ms(trusted, names, "b", rounds),
-            "through another front, p50 ms": await modest_ms(plain, names, "c", rounds),
+            "directly, p50 ms": await modest_ms(trusting.url, names, "a", rounds),
+            "through a trusted front, p50 ms": await modest_ms(trusted.url, names, "b", rounds),
+            "through another front, p50 ms": await modest_ms(plain.url, names, "c", rounds),
         }
 
 

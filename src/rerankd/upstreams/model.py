@@ -116,10 +116,11 @@ class UpstreamModel(RemoteModel):
         )
 
     async def _ask(self, key: int, timeout_s: float, ask: Ask[T]) -> T:
+        ends = time.monotonic() + timeout_s
         self._check_passed()
         while self._state.phase == "starting":
             await self._changes.wait()
-        return await self._first_answer(key, time.monotonic() + timeout_s, ask)
+        return await self._first_answer(key, ends, ask)
 
     def _check_passed(self) -> None:
         passed = onward.current().passed

@@ -252,5 +252,6 @@ class Server:
 
     async def close(self, *, at_once: bool = True) -> None:
         """Close the connections; requests under way end, or are answered first."""
+        self.looked.set()  # a start may wait for a server that was removed meanwhile
         if self._connection is not None:
             await (self._connection.close() if at_once else self._connection.retire())
