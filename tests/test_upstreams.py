@@ -228,6 +228,25 @@ async def _query_for(reranker: Reranker, name: str) -> str:
     raise AssertionError(f"no query goes to {name}")
 
 
+async def test_a_request_on_a_server_that_hangs_is_answered_by_another(
+    servers: Servers, tmp_path: Path
+) -> None:
+    """As after a power failure: no connection is closed, and no check is answered."""
+    for _ in range(2):
+        servers.start("--delay-ms", "500")
+    async with front(tmp_path, *(one.url for one in servers.programs)) as reranker:
+        (model,) = reranker.registry.remote_models
+        asked = asyncio.create_task(reranker.rerank("q", DOCUMENTS))
+        while not any(place.requests for place in model.places):
+            await asyncio.sleep(0)
+        at = next(at for at, place in enumerate(model.places) if place.requests)
+        servers.programs[at].process.send_signal(signal.SIGSTOP)
+        async with asyncio.timeout(40):  # request_timeout_s is longer
+            result = await asked
+    assert [row.index for row in result.results] == [index for index, _ in expected("q")]
+    assert [row.score for row in result.results] == pytest.approx([score for _, score in expected("q")])
+
+
 async def test_a_slow_server_is_hedged_and_the_other_call_is_cancelled(
     servers: Servers, tmp_path: Path
 ) -> None:

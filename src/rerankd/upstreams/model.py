@@ -2,8 +2,9 @@
 fails.
 
 Equal queries go to the same server while it is not busier than the others (see affinity.py), so that its
-caches hold. If a server fails or refuses for load, one more is asked in the time that is left. A slow one may
-get a second one beside it (`upstream_hedge_ms`): the first answer counts.
+caches hold. If a server fails or refuses for load, one more is asked in the time that is left. Beside a slow
+one a second one may be asked (`upstream_hedge_ms`), and beside one that fails its checks a second one is: the
+first answer counts.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from rerankd.upstreams.server import Server
 T = TypeVar("T")
 # The servers that are asked for one request, the first included.
 _MOST_CALLS = 2
+# How often another server is looked for beside one that has failed while it had the request.
+_SEARCH_S = 1.0
 # A call without this much time left is not begun.
 _LEAST_S = 0.05
 
@@ -149,11 +152,17 @@ class UpstreamModel(RemoteModel):
         try:
             begin()
             while calls:
-                wait_s = hedge_s if len(tried) == 1 else None
-                done, _ = await asyncio.wait(calls, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-                if not done:
+                awaited: set[asyncio.Future[Any]] = {*calls}
+                wait_s = None
+                if len(tried) == 1:
+                    lost = tried[0].lost
+                    wait_s = _SEARCH_S if lost.done() else hedge_s
+                    awaited |= set() if lost.done() else {lost}
+                await asyncio.wait(awaited, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+                ended = {call for call in calls if call.done()}
+                if not ended:
                     begin()
-                for call in done:
+                for call in ended:
                     calls.remove(call)
                     try:
                         return call.result()

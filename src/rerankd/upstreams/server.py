@@ -59,6 +59,8 @@ class Server:
         self.behind: tuple[str, ...] = ()
         self.requests = self.answered = self.failed = 0
         self.looked = asyncio.Event()
+        # Done when the server fails: requests under way may never be answered.
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.has_listed = bool(settings.models)
         self._kind: Kind | None = None
         self._shared = shared
@@ -175,6 +177,8 @@ class Server:
         self.phase = "failed" if found.problem is not None else "ready"
         if (self.phase, self.error and self.error.message, self.models) == before:
             return
+        if self.lost.done():
+            self.lost = asyncio.get_running_loop().create_future()
         if found.problem is not None:
             _log.warning("%s", found.problem.message)
         elif before[0] != "ready":
@@ -186,6 +190,8 @@ class Server:
         self._failures += 1
         is_new = self.phase != "failed" or self.error is None or self.error.message != error.message
         self.phase, self.error = "failed", error
+        if not self.lost.done():
+            self.lost.set_result(None)
         if is_new:
             _log.warning("%s", error.message)
             self._changed()
