@@ -24,7 +24,7 @@ from rerankd.backends.llama.checks import SeenEngine
 from rerankd.backends.openvino import checks as openvino
 from rerankd.backends.openvino.precision import Choice
 from rerankd.doctor import checks
-from rerankd.doctor.observations import Seen, SeenModel
+from rerankd.doctor.observations import Seen, SeenModel, SeenUpstream
 from rerankd.machine import Gpu, Machine
 from support import GOLDEN, ROOT, Program, environment, rerankd
 
@@ -61,6 +61,8 @@ VM = Seen(
 GPU_BOX = replace(
     VM, machine=Machine(8, 64 * GIB, (CARD,)), usable_cards=(CARD,), nvidia_card=True, nvidia_smi=True
 )
+UP = SeenUpstream("gpu1", "http://gpu1", ("a", "b"), "")
+DOWN = SeenUpstream("gpu2", "http://gpu2", (), "no route")
 CPU = llama.Seen(
     instructions=("avx", "avx2", "fma"),
     architecture="x86_64",
@@ -183,6 +185,10 @@ def test_a_complete_machine_has_no_warnings(seen: Seen | llama.Seen) -> None:
         ),
         (replace(CPU, sources="no route"), "package index", "warn", "no route", "HTTPS_PROXY"),
         (replace(CPU, sources=""), "package index", "ok", "can be reached", ""),
+        (replace(VM, upstreams=(UP, DOWN)), "upstream gpu1", "ok", "serves a, b", ""),
+        (replace(VM, upstreams=(DOWN,)), "upstream gpu2", "warn", "no route", "[upstreams.gpu2]"),
+        (replace(VM, models=(), upstreams=(DOWN,)), "upstream gpu2", "fail", "no route", "http://gpu2"),
+        (replace(VM, models=(), upstreams=(UP, DOWN)), "upstream gpu2", "warn", "no route", "http://gpu2"),
         (replace(VM, online={"a hub": "no route"}), "a hub", "warn", "no route", "HTTPS_PROXY"),
         (replace(VM, online={"a hub": ""}), "a hub", "ok", "can be reached", ""),
     ],
@@ -340,4 +346,19 @@ def test_a_running_rerankd_at_the_port_is_no_fault(serve: Callable[..., Program]
     ended = rerankd("doctor", "--json", home=ROOT / ".test-home", RERANKD_PORT=port)
     row = next(row for row in json.loads(ended.stdout)["checks"] if row["check"] == "port")
     assert (row["status"], "serves xlmr-head" in row["says"]) == ("ok", True), row
+    assert ended.returncode == 0, ended.stdout
+
+
+def test_each_upstream_server_is_asked_with_its_key(serve: Callable[..., Program], tmp_path: Path) -> None:
+    program = serve(str(GOLDEN / "xlmr-head.gguf"), RERANKD_API_KEY="right")
+    file = tmp_path / "rerankd.toml"
+    sections = (
+        f'[upstreams.{key}]\nurl = "{program.url}"\napi_key = "{key}"\n' for key in ("right", "wrong")
+    )
+    file.write_text("".join(sections))
+    ended = rerankd("doctor", "--json", "--config", str(file), home=ROOT / ".test-home", RERANKD_PORT="0")
+    rows = {row["check"]: row for row in json.loads(ended.stdout)["checks"]}
+    right, wrong = rows["upstream right"], rows["upstream wrong"]
+    assert (right["status"], "serves xlmr-head" in right["says"]) == ("ok", True)
+    assert (wrong["status"], "rejects its API key" in wrong["says"]) == ("warn", True)
     assert ended.returncode == 0, ended.stdout

@@ -81,6 +81,8 @@ class Servers:
             self.programs.append(program)
         else:
             self.programs[at] = program
+        # It listens before it has imported all that it answers with.
+        until(lambda: httpx.get(f"{program.url}/ready", timeout=60, trust_env=False).status_code == 200, 60)
         return program
 
     def kill(self, at: int) -> None:
@@ -149,7 +151,7 @@ def test_one_of_three_servers_is_killed_under_load_and_comes_back(
                     wrong.append((answer.status_code, answer.text))
 
     def answered(name: str) -> int:
-        (model,) = httpx.get(f"{program.url}/v1/status", trust_env=False).json()["remote"]
+        (model,) = httpx.get(f"{program.url}/v1/status", trust_env=False, timeout=60).json()["remote"]
         return sum(place["answered"] for place in model["places"] if place["name"] == name)
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
@@ -161,8 +163,7 @@ def test_one_of_three_servers_is_killed_under_load_and_comes_back(
         seen = len(statuses)
         until(lambda: len(statuses) > seen + 100, 30)
         before = answered("u1")
-        back = servers.start(at=1).url
-        until(lambda: httpx.get(f"{back}/ready", trust_env=False, timeout=60).status_code == 200, 60)
+        servers.start(at=1)
         until(lambda: answered("u1") > before, 10)
     finally:
         is_over.set()
@@ -193,7 +194,10 @@ async def test_equal_queries_meet_the_same_cache(servers: Servers, tmp_path: Pat
     three = await hits(tmp_path / "a", *urls)
     alone = (len(queries) - len(QUERIES)) * len(DOCUMENTS)
     assert three >= 0.95 * alone
-    used = [httpx.get(f"{url}/v1/status", trust_env=False).json()["models"][0]["cache"] for url in urls]
+    used = [
+        httpx.get(f"{url}/v1/status", trust_env=False, timeout=60).json()["models"][0]["cache"]
+        for url in urls
+    ]
     assert all(one["misses"] for one in used), "all three servers take part"
 
 
@@ -404,7 +408,7 @@ async def test_a_front_that_names_itself_says_so(tmp_path: Path, serve: Callable
     url = program.url
 
     def error() -> str:
-        (model,) = httpx.get(f"{url}/v1/status", trust_env=False).json()["remote"]
+        (model,) = httpx.get(f"{url}/v1/status", trust_env=False, timeout=60).json()["remote"]
         return str(model["places"][0]["error"])
 
     until(lambda: "would never end" in error())

@@ -110,7 +110,8 @@ def _safer(seen: Seen) -> Iterator[Check]:
 
 def _upstreams(seen: Seen) -> Iterator[Check]:
     # Without a model here, only these can answer.
-    is_needed = not seen.models and all(one.problem for one in seen.upstreams)
+    has_own = any(model.is_wanted for model in seen.models)
+    is_needed = not has_own and all(one.problem for one in seen.upstreams)
     for one in seen.upstreams:
         name = f"upstream {one.name}"
         if one.problem:

@@ -117,7 +117,7 @@ class Server:
         while True:
             found = await self.look()
             # A busy machine may answer one check late, and its requests are answered nevertheless.
-            is_late = isinstance(found, EngineTimeout) and self.phase == "ready" and not was_late
+            is_late = isinstance(found, EngineTimeout) and self.phase != "failed" and not was_late
             was_late = isinstance(found, EngineTimeout)
             if isinstance(found, Found):
                 self._is_found(found)
