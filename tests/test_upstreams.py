@@ -158,10 +158,10 @@ def test_one_of_three_servers_is_killed_under_load_and_comes_back(
     for thread in threads:
         thread.start()
     try:
-        until(lambda: answered("u1") > 20)
+        until(lambda: answered("u1") > 20, 60)
         servers.kill(1)
         seen = len(statuses)
-        until(lambda: len(statuses) > seen + 100, 30)
+        until(lambda: len(statuses) > seen + 100, 60)
         before = answered("u1")
         servers.start(at=1)
         until(lambda: answered("u1") > before, 10)
@@ -411,7 +411,7 @@ async def test_a_front_that_names_itself_says_so(tmp_path: Path, serve: Callable
         (model,) = httpx.get(f"{url}/v1/status", trust_env=False, timeout=60).json()["remote"]
         return str(model["places"][0]["error"])
 
-    until(lambda: "would never end" in error())
+    until(lambda: "would never end" in error(), 60)
     answer = post(f"{url}/v1/rerank", {"query": "q", "documents": ["a"], "model": "m"})
     assert answer.status_code == 503 and "Remove [upstreams.me]" in answer.json()["message"]
 
@@ -530,9 +530,8 @@ async def test_a_server_that_fails_on_every_request_is_left_out(tmp_path: Path) 
             (model,) = reranker.registry.remote_models
             for query in QUERIES:
                 await reranker.rerank(query, ["a"])
-                if model.places[0].phase == "failed":
-                    break
-            assert bad.calls == 3
+            # Three in a row, then one after each check, whose delay grows. Its share is half of the queries.
+            assert 3 <= bad.calls <= 12
             assert model.state.phase == "ready"
 
 
