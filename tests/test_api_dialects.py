@@ -142,6 +142,8 @@ def test_a_tei_error_has_its_type() -> None:
         ("/llm/voyage/rerank", {"texts": []}, "voyage"),
         ("/cohere/v2/rerank", {"documents": [], "top_k": 1}, "jina"),
         ("/tei/rerank", {"documents": []}, "tei"),
+        ("/", {"texts": []}, "tei"),
+        ("/", {"documents": []}, "jina"),
         ("/api/rerank", {"texts": []}, "tei"),
         ("/llm/api/rerank", {}, "ollama"),
         ("/v2/rerank", {"truncation": True}, "voyage"),

@@ -100,6 +100,14 @@ def test_every_path_works_with_doubled_and_trailing_slashes(path: str, spelled: 
     assert [row["index"] for row in answer.json()["results"]] == [1, 0]
 
 
+def test_the_root_has_the_page_for_get_and_tei_for_post(model: Model) -> None:
+    service = Service(model)
+    page = service("GET", "/")
+    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+    answer = service.post("/", {"query": "q", "texts": ["a", "bbb"]})
+    assert [row["index"] for row in answer.json()] == [1, 0]  # TEI's answer is a list
+
+
 @pytest.mark.parametrize("path", ["/rerank", "/v1//rerank/", "/v1/models/x", "/info", "/score"])
 def test_all_paths_work_with_and_without_the_prefix(path: str, model: Model) -> None:
     service = Service(model, api_prefix="llm/")
@@ -303,7 +311,7 @@ def test_an_unknown_path_names_the_rerank_endpoint(model: Model) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "says"),
     [
-        ("POST", "/", "POST is not allowed for /. The rerank endpoint is POST /v1/rerank"),
+        ("PUT", "/", "PUT is not allowed for /. The rerank endpoint is POST /v1/rerank"),
         ("POST", "/v1/rerankings", "Did you mean POST /v1/reranking? "),
         ("POST", "/llm/v1/rerank", "start rerankd with --api-prefix /llm."),
         ("GET", "/v1/rerank", "GET is not allowed for /v1/rerank. The rerank endpoint is POST /v1/rerank"),
@@ -315,8 +323,8 @@ def test_a_wrong_path_names_the_right_one(method: str, path: str, says: str, mod
     assert says in answer.json()["message"]
 
 
-# GET /v1/models/rerank asks for the model of that name.
-@pytest.mark.parametrize("path", [path for path in table.served() if path != "/v1/models/rerank"])
+# GET /v1/models/rerank asks for the model of that name, and GET / for the page.
+@pytest.mark.parametrize("path", [path for path in table.served() if path not in ("/v1/models/rerank", "/")])
 def test_a_wrong_method_does_not_suggest_a_proxy_prefix(path: str, model: Model) -> None:
     body = Service(model)("GET", path).json()
     message = body["message"] if "message" in body else body["error"]  # Ollama's form

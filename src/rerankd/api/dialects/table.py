@@ -42,6 +42,7 @@ SHARED = {
     "/openai/v1/rerank": "KServe",
     "/v3/rerank": "OpenVINO Model Server",
     "/v1/models/rerank": "custom programs",
+    "/": "Text Embeddings Inference behind Hugging Face's Inference Endpoints and SageMaker",
 }
 """Path -> who uses it, for the paths that do not belong to one dialect."""
 
