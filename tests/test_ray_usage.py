@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import itertools
 import os
 import subprocess
 import sys
@@ -69,11 +70,13 @@ def reports(program: str, folder: str, seconds: float) -> bool:
             env=environ,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
             text=True,
         )
         with process:
-            assert process.stdout is not None and process.stdout.readline() == "started\n"
+            assert process.stdout is not None
+            said = list(itertools.takewhile(lambda line: line != "started\n", process.stdout))
+            assert process.poll() is None, "".join(said)
             was_asked = asked.wait(seconds)
             process.communicate("stop\n")
         return was_asked
