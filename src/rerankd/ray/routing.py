@@ -47,9 +47,8 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]
     ) -> list[list[RunningReplica]]:
         if pending_request is None or not pending_request.args:
             return [candidate_replicas]
-        route = pending_request.args[0]
-        if not isinstance(route, Route):
-            return [candidate_replicas]
+        # Not isinstance: Ray copies a router's class, and with it the classes of its module.
+        route: Route = pending_request.args[0]
         pending_request.routing_context.should_backoff = True
         names = [one.replica_id.unique_id for one in candidate_replicas]
         usable = [
