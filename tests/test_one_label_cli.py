@@ -9,7 +9,7 @@ import pytest
 
 from fake_hub import fake_hub
 from rerankd.hub.patched_copies import PatchedCopies
-from rerankd.recipes.prompts import toml
+from rerankd.toml_values import toml
 from support import GOLDEN, golden, rerankd
 
 REPO = "org/one-label"

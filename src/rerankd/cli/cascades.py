@@ -7,7 +7,7 @@ from typing import Any
 from rerankd.config import EffectiveModelSettings, Settings
 from rerankd.config.cascade import Cascade
 from rerankd.errors import ConfigError
-from rerankd.recipes.prompts import toml, toml_key
+from rerankd.toml_values import toml, toml_key
 
 
 def of_model(settings: Settings, model: str) -> EffectiveModelSettings:

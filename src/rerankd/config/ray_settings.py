@@ -23,7 +23,7 @@ class RaySettings(Options):
     )
     ray_target_requests: float = per_model(
         2,
-        gt=0,
+        ge=0.1,
         le=1000,
         description="Ray Serve: requests under way per replica that autoscaling aims at",
     )

@@ -11,8 +11,8 @@ from rerankd.domain import Recipe
 from rerankd.formats.content_digest import content_digest
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.normalization import Calibration
-from rerankd.recipes.prompts import toml, toml_key
 from rerankd.recipes.resolution import Resolution
+from rerankd.toml_values import toml, toml_key
 
 _DIGEST_BYTES = 16
 # The parts of a recipe that a raw score depends on. max_length is none of them: it only decides how much of a

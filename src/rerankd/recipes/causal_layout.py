@@ -14,8 +14,9 @@ from rerankd.formats import chat_template
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.recipes.model_identity import has_causal_head
 from rerankd.recipes.partial_recipe import NOTHING, PartialRecipe
-from rerankd.recipes.prompts import Prompt, toml
+from rerankd.recipes.prompts import Prompt
 from rerankd.scoring.prompt import INSTRUCTION
+from rerankd.toml_values import toml
 
 
 @dataclass(frozen=True, slots=True)

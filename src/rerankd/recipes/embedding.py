@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from rerankd.domain import Refusal, Source
 from rerankd.formats.metadata import ModelMetadata
-from rerankd.recipes import prompts
 from rerankd.recipes.catalog import Entry
 from rerankd.recipes.partial_recipe import POOLINGS, PartialRecipe
 from rerankd.recipes.scoring_method import KNOWN_GOOD
+from rerankd.toml_values import toml
 
 
 def missing(
@@ -29,6 +29,6 @@ def missing(
             f"its header names it {entry.name}, whose pooling is {pooling}, but declares the pooling "
             f"{declared}",
             "set pooling in rerankd.toml to the one that its model card states",
-            f'method = "embedding"\npooling = {prompts.toml(declared)}  # or {prompts.toml(pooling)}',
+            f'method = "embedding"\npooling = {toml(declared)}  # or {toml(pooling)}',
         )
     return None

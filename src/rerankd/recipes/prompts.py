@@ -10,9 +10,7 @@ head with the labels yes and no, or by the name Qwen3-Reranker.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rerankd.formats.metadata import ModelMetadata
@@ -20,6 +18,7 @@ from rerankd.recipes.catalog import Catalog, Entry, template_error
 from rerankd.recipes.model_identity import header_names, plain
 from rerankd.recipes.partial_recipe import NOTHING, PartialRecipe
 from rerankd.scoring.prompt import INSTRUCTION, PART_MARK, choose
+from rerankd.toml_values import toml
 
 QWEN3_RERANKER = "Qwen3-Reranker-0.6B"
 _QWEN3_NAME = "qwen3-reranker"
@@ -196,15 +195,3 @@ def settings_lines(metadata: ModelMetadata, catalog: Catalog, *, with_old_defaul
             *(f"# {name} = {toml(getattr(qwen, name))}" for name in ("template", "labels", "instruction")),
         ]
     return "\n".join(lines)
-
-
-def toml(value: str | Sequence[str]) -> str:
-    """A string or a list of strings in TOML syntax."""
-    # A JSON string is a valid TOML basic string, except that TOML requires DEL to be escaped.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def toml_key(name: str) -> str:
-    """A key in TOML syntax, in quotes if it needs them."""
-    is_bare = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
-    return name if is_bare else toml(name)

@@ -11,10 +11,10 @@ from rerankd.formats.metadata import ModelMetadata
 from rerankd.recipes import calibrations, late_interaction
 from rerankd.recipes.explanation import explain
 from rerankd.recipes.model_identity import header_names, plain
-from rerankd.recipes.prompts import toml
 from rerankd.recipes.recipe_sources import CAUSAL_MAX_LENGTH
 from rerankd.recipes.resolution import Resolution
 from rerankd.scoring.prompt import INSTRUCTION
+from rerankd.toml_values import toml
 
 # The settings that define a recipe, by method, in the order in which they are printed.
 _OF_NORMALIZATION = ("low", "high", "logit_mean", "logit_sigma")

@@ -10,7 +10,7 @@ from rerankd.normalization import Calibration, Normalization
 from rerankd.recipes.catalog import Entry
 from rerankd.recipes.explanation import explain
 from rerankd.recipes.model_identity import plain
-from rerankd.recipes.prompts import toml, toml_key
+from rerankd.toml_values import toml, toml_key
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from rerankd.recipes.catalog import Catalog, Entry
 from rerankd.recipes.model_identity import Kind, is_called_embedder, kind_of
 from rerankd.recipes.partial_recipe import POOLINGS
 from rerankd.recipes.prompts import Prompt
+from rerankd.toml_values import toml
 
 # Architectures that llama.cpp does not support, so that a GGUF file of the model would not help.
 _NOT_IN_GGUF = ("deberta-v2", "new")
@@ -147,7 +148,7 @@ def _embedding_lines(pooling: str) -> str:
     """The settings that serve an encoder as an embedding model."""
     return (
         'method = "embedding"  # only if it is an embedding model (rerankd 0.1 assumed it)\n'
-        f"pooling = {prompts.toml(pooling)}  # mean, cls or last, as its model card states"
+        f"pooling = {toml(pooling)}  # mean, cls or last, as its model card states"
     )
 
 
