@@ -7,12 +7,19 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import httpx
+import hypothesis
 import pytest
 from filelock import FileLock
 
 from rerankd.hub import builtin
 from rerankd.service import Reranker
 from support import ROOT, Program, asking, start_serving
+
+# By default an example fails after 200 ms, and a test that makes examples slowly: a busy machine is no bug.
+hypothesis.settings.register_profile(
+    "rerankd", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("rerankd")
 
 # A shell that runs them in the background ignores SIGINT, and so would the programs that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

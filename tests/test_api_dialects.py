@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rerankd.api.dialects import lenient, options, table
@@ -251,7 +251,6 @@ _OPTIONS = {spelling.name for option in options.OPTIONS for spelling in option.s
 _FIELDS = sorted(_OPTIONS.union(*(dialect.schema()["properties"] for dialect in table.DIALECTS)))
 
 
-@settings(deadline=None)  # a busy machine is no bug
 @given(
     path=st.sampled_from(["/rerank", *(path for dialect in table.DIALECTS for path in dialect.paths)]),
     body=st.dictionaries(st.sampled_from(_FIELDS) | st.text(max_size=5), _JSON, max_size=6),
@@ -266,7 +265,6 @@ def test_any_json_is_parsed_or_rejected_with_a_message(path: str, body: dict[str
             assert isinstance(one.query, str) and all(isinstance(text, str) for text in one.documents)
 
 
-@settings(deadline=None)  # a busy machine is no bug
 @given(st.dictionaries(st.text(min_size=1), _JSON, min_size=1, max_size=4))
 def test_an_object_becomes_text_or_is_rejected(document: dict[str, Any]) -> None:
     try:
@@ -275,7 +273,6 @@ def test_an_object_becomes_text_or_is_rejected(document: dict[str, Any]) -> None
         assert error.message.startswith("Document 0 ")
 
 
-@settings(deadline=None)  # a busy machine is no bug
 @given(st.text(alphabet="/ab.", max_size=12))
 def test_a_plain_path_has_no_doubled_or_trailing_slashes(path: str) -> None:
     plain = plain_path(path)

@@ -256,7 +256,7 @@ _NEEDS = st.one_of(
     budgets=st.sampled_from([{MEMORY: 15}, {MEMORY: 15, "gpu0": 8}, {MEMORY: 15, "gpu0": 8, "gpu1": 13}]),
     events=_EVENTS,
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_history_keeps_the_invariants(
     sizes: list[Need], budgets: dict[str, int], events: list[tuple[str, int]]
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import checkpoints
@@ -228,7 +228,6 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_no_file_ends_in_another_error(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     model = checkpoints.with_modules("ettin", tmp_path_factory.mktemp("any") / "ettin")

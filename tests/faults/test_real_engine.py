@@ -283,7 +283,6 @@ def test_five_thousand_malformed_bodies(tmp_path: Path, quiet: dict[str, Any]) -
         @given(bodies)
         @settings(
             max_examples=5000,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
             database=None,
             phases=[Phase.generate],

@@ -63,7 +63,7 @@ def test_any_body_gets_an_answer(steady: Service) -> None:
     with steady.client() as client:
 
         @given(bodies)
-        @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @settings(max_examples=200, suppress_health_check=list(HealthCheck), database=None)
         def each(data: bytes) -> None:
             answered(data, client)
 
