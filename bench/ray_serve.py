@@ -33,7 +33,8 @@ from ray import serve
 import fake_engine
 from rerankd import keys, machine
 from rerankd.config import Settings
-from rerankd.ray.running import connected, is_listening, served
+from rerankd.ray.connection import connected
+from rerankd.ray.running import is_listening, served
 from support import GOLDEN, start_serving, until
 
 MODEL = GOLDEN / "xlmr-head.gguf"

@@ -86,6 +86,9 @@ class Nodes:
             "log_level": "warning",
             **more,
         }
+        # Here the proxies of all nodes would share the port, and a lost node would take connections along.
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": self.port})
+        until(lambda: serve.status().proxies)
         with served(Settings.model_validate(values)):
             until(lambda: self.deployment("ingress") == {"RUNNING": 1}, 60)
             added = [self.add_node(cpus) for _ in range(nodes)]

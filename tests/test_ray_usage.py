@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import itertools
 import os
 import subprocess
 import sys
@@ -27,7 +26,7 @@ cluster.shutdown()
 """
 OURS = """
 import sys
-from rerankd.ray.running import connected
+from rerankd.ray.connection import connected
 with connected(None):
     print("started", flush=True)
     sys.stdin.readline()
@@ -75,8 +74,12 @@ def reports(program: str, folder: str, seconds: float) -> bool:
         )
         with process:
             assert process.stdout is not None
-            said = list(itertools.takewhile(lambda line: line != "started\n", process.stdout))
-            assert process.poll() is None, "".join(said)
+            said = []
+            for line in process.stdout:
+                said.append(line)
+                if line == "started\n":
+                    break
+            assert said[-1:] == ["started\n"], "".join(said)
             was_asked = asked.wait(seconds)
             process.communicate("stop\n")
         return was_asked
