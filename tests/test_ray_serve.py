@@ -223,6 +223,9 @@ def hits(nodes: Nodes, replicas: int, queries: list[str]) -> float:
         known = nodes.metric("rerankd_cache_hits_total")
         for query in queries:
             assert nodes.rerank(query, documents).status_code == 200
+        (remote,) = nodes.http.get("/v1/status").json()["remote"]
+        assert len(remote["places"]) == replicas
+        assert all(place["answered"] for place in remote["places"]), "each replica has queries of its own"
         return (nodes.metric("rerankd_cache_hits_total") - known) / (len(queries) * len(documents))
 
 
