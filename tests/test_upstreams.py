@@ -174,6 +174,46 @@ def test_one_of_three_servers_is_killed_under_load_and_comes_back(
     assert statuses.count(200) > 0.99 * len(statuses), "the others answer what the killed one did not"
 
 
+def test_no_request_fails_during_a_rolling_restart(
+    servers: Servers, tmp_path: Path, serve: Callable[..., Program]
+) -> None:
+    """Each server is stopped as soon as the one before is ready again, which the front may not know yet."""
+    for _ in range(2):
+        servers.start("--delay-ms", "2")
+    file = tmp_path / "front.toml"
+    file.write_text(sections(*(one.url for one in servers.programs)))
+    program = serve("--config", str(file))
+    failed: list[str] = []
+    answered = 0
+    is_over = threading.Event()
+
+    def ask() -> None:
+        nonlocal answered
+        with httpx.Client(trust_env=False, timeout=60) as client:
+            while not is_over.wait(0.05):  # a light load
+                body = {"query": f"query {answered}", "documents": DOCUMENTS}
+                answer = client.post(f"{program.url}/v1/rerank", json=body)
+                answered += 1
+                if answer.status_code != 200:
+                    failed.append(answer.text)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        for at in (0, 1, 0):
+            until(lambda seen=answered: answered > seen, 60)
+            process = servers.programs[at].process
+            process.terminate()
+            process.wait()
+            servers.kill(at)  # closes its output
+            servers.start(at=at)
+        until(lambda seen=answered: answered > seen + 5, 60)
+    finally:
+        is_over.set()
+        thread.join()
+    assert failed == []
+
+
 async def test_equal_queries_meet_the_same_cache(servers: Servers, tmp_path: Path) -> None:
     """The hits of three servers are at least 95 % of what one server has."""
     for _ in range(3):
@@ -532,6 +572,43 @@ async def test_a_server_that_fails_on_every_request_is_left_out(tmp_path: Path) 
                 await reranker.rerank(query, ["a"])
             # Three in a row, then one after each check, whose delay grows. Its share is half of the queries.
             assert 3 <= bad.calls <= 12
+            assert model.state.phase == "ready"
+
+
+async def test_a_server_that_is_back_answers_as_soon_as_it_is_needed(tmp_path: Path) -> None:
+    """After a long outage it is checked rarely; meanwhile the only other server stops."""
+    statuses = [502, 200]
+    checks = [0, 0]
+
+    def behind_a_proxy(at: int) -> FastAPI:
+        async def scored(request: Request) -> Any:
+            rows = [{"index": 0, "relevance_score": 0.5}]
+            return {"results": rows, "meta": {"normalization": "sigmoid"}}
+
+        app = Faulty(scored).app
+
+        @app.middleware("http")
+        async def proxy(request: Request, call_next: Any) -> Any:
+            checks[at] += request.url.path == "/health"
+            return await call_next(request) if statuses[at] == 200 else Response("down", statuses[at])
+
+        return app
+
+    with running(behind_a_proxy(0)) as one, running(behind_a_proxy(1)) as other:
+        async with front(tmp_path, one, other, upstream_poll_s=60) as reranker:
+            (model,) = reranker.registry.remote_models
+            while checks[0] < 5:  # the next check follows after 2.5 s or more
+                await asyncio.sleep(0.01)
+            statuses[:] = [200, 502]
+            for query in QUERIES[:5]:
+                assert len((await reranker.rerank(query, ["a"])).results) == 1
+            assert checks[0] == 6
+            statuses[:] = [502, 502]
+            for query in QUERIES[:5]:
+                with pytest.raises((EngineError, EngineUnavailable), match="status 502"):
+                    await reranker.rerank(query, ["a"])
+            statuses[:] = [502, 200]
+            assert len((await reranker.rerank("q", ["a"])).results) == 1
             assert model.state.phase == "ready"
 
 

@@ -22,7 +22,7 @@ from rerankd.upstreams.refusals import TryAnother, error_of, unauthorized
 # Phases of a model on another rerankd in which it can answer the next request.
 _CAN_ANSWER = ("ready", "unloaded")
 # How long a server may take to answer a check, and a trial request, for which it may load its model.
-_CHECK_S = 5.0
+CHECK_S = 5.0
 _TRIAL_S = 30.0
 
 
@@ -94,7 +94,7 @@ class Explorer:
         return await self._other()
 
     async def _get(self, path: str) -> Response:
-        async with asyncio.timeout(_CHECK_S):
+        async with asyncio.timeout(CHECK_S):
             return await self._connection.send("GET", path)
 
     async def _rerankd(self, health: Mapping[str, Any]) -> Found:

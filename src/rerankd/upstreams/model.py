@@ -29,12 +29,15 @@ from rerankd.upstreams.refusals import TryAnother
 from rerankd.upstreams.server import Server
 
 T = TypeVar("T")
-# The servers that are asked for one request, the first included.
-_MOST_CALLS = 2
+# The servers that are asked for one request, the first included. One that closed the connection is asked
+# again if there is no other: it may have closed an idle one.
+_MOST_SERVERS = 2
 # How often another server is looked for beside one that has failed while it had the request.
 _SEARCH_S = 1.0
 # A call without this much time left is not begun.
 _LEAST_S = 0.05
+
+_BEST_FIRST: tuple[Phase, ...] = ("ready", "starting", "failed")
 
 Ask = Callable[[Server, Served, float], Coroutine[Any, Any, T]]
 
@@ -49,6 +52,7 @@ class UpstreamModel(RemoteModel):
         self.where = ""
         self._identity = identity
         self._servers: tuple[Server, ...] = ()
+        self._unlisted: tuple[Server, ...] = ()
         self._settings = Settings.model_construct()
         self._state = RemoteState()
         self._changes = Changes()
@@ -61,19 +65,17 @@ class UpstreamModel(RemoteModel):
     def places(self) -> Sequence[Place]:
         return [self._place(server) for server in self._servers]
 
-    def update(self, servers: tuple[Server, ...], settings: Settings) -> None:
-        """Use these servers, which all have the model."""
+    def update(self, servers: tuple[Server, ...], unlisted: tuple[Server, ...], settings: Settings) -> None:
+        """Use these servers, which all have the model. The unlisted ones may have it."""
         found = [served for server in servers if (served := server.serves(self.names[0])) is not None]
         aliases = dict.fromkeys(name for served in found for name in served.names)
         self.names = (self.names[0], *(name for name in aliases if name != self.names[0]))
         self.max_length = min((one.max_length for one in found if one.max_length is not None), default=None)
         self.is_embedder = any(one.is_embedder for one in found)
         self.where = servers[0].name if len(servers) == 1 else f"{len(servers)} upstream servers"
-        self._servers, self._settings = servers, settings
-        places = self.places
-        order: tuple[Phase, ...] = ("ready", "starting", "failed")
-        phase = min((place.phase for place in places), key=order.index)
-        error = self._why_not(places) if phase == "failed" else None
+        self._servers, self._unlisted, self._settings = servers, unlisted, settings
+        phase = self._phase()
+        error = self._why_not(self.places) if phase == "failed" else None
         old = self._state
         if phase != old.phase or (error and error.message) != (old.error and old.error.message):
             since = time.monotonic() if phase != old.phase else old.since
@@ -121,9 +123,27 @@ class UpstreamModel(RemoteModel):
     async def _ask(self, key: int, timeout_s: float, ask: Ask[T]) -> T:
         ends = time.monotonic() + timeout_s
         self._check_passed()
-        while self._state.phase == "starting":
-            await self._changes.wait()
+        await self._find_usable(())
         return await self._first_answer(key, ends, ask)
+
+    async def _find_usable(self, tried: Sequence[Server]) -> None:
+        """Wait until a server that has not been tried is usable, or can't be. If all have failed, each is
+        asked once more: one may be back since its last check, and the others may have stopped since then."""
+        if self._phase(tried) == "ready":
+            return
+        untried = [server for server in (*self._servers, *self._unlisted) if server not in tried]
+        checks = asyncio.create_task(_all_checked(untried))
+        checks.add_done_callback(lambda _: self._changes.tell())
+        try:
+            while (phase := self._phase(tried)) == "starting" or (phase == "failed" and not checks.done()):
+                await self._changes.wait()
+        finally:
+            checks.cancel()
+
+    def _phase(self, without: Sequence[Server] = ()) -> Phase:
+        """The best phase of the servers, `failed` if there are none."""
+        phases = [self._place(server).phase for server in self._servers if server not in without]
+        return min(phases, key=_BEST_FIRST.index, default="failed")
 
     def _check_passed(self) -> None:
         passed = onward.current().passed
@@ -135,19 +155,21 @@ class UpstreamModel(RemoteModel):
 
     async def _first_answer(self, key: int, ends: float, ask: Ask[T]) -> T:
         tried: list[Server] = []
-        calls: set[asyncio.Task[T]] = set()
+        cut: list[Server] = []
+        calls: dict[asyncio.Task[T], Server] = {}
         errors: list[RerankdError] = []
         hedge_s = self._settings.upstream_hedge_ms / 1000 or None
 
-        def begin(again: Server | None = None) -> None:
+        def begin() -> None:
             left_s = ends - time.monotonic()
-            server = self._choose(key, tried) or again
-            if server is None or len(tried) == _MOST_CALLS or (tried and left_s < _LEAST_S):
+            other = self._choose(key, tried) if len({*tried}) < _MOST_SERVERS else None
+            server = other or (None if calls else next((one for one in cut if tried.count(one) == 1), None))
+            if server is None or (tried and left_s < _LEAST_S):
                 return
             served = server.serves(self.name)
             if served is not None:
                 tried.append(server)
-                calls.add(asyncio.ensure_future(ask(server, served, left_s)))
+                calls[asyncio.ensure_future(ask(server, served, left_s))] = server
 
         try:
             begin()
@@ -163,13 +185,17 @@ class UpstreamModel(RemoteModel):
                 if not ended:
                     begin()
                 for call in ended:
-                    calls.remove(call)
+                    server = calls.pop(call)
                     try:
                         return call.result()
                     except TryAnother as reason:
                         errors.append(reason.error)
+                        if reason.was_cut:
+                            cut.append(server)
                         if not calls:
-                            begin(again=tried[-1] if reason.was_cut else None)
+                            if not isinstance(reason.error, Overloaded):
+                                await self._find_usable(tried)
+                            begin()
         finally:
             for call in calls:
                 call.cancel()
@@ -189,3 +215,7 @@ class UpstreamModel(RemoteModel):
         if busy:
             return min(busy, key=lambda one: one.retry_after_s or 1)
         return errors[-1] if errors else self._why_not(self.places)
+
+
+async def _all_checked(servers: Sequence[Server]) -> None:
+    await asyncio.gather(*(server.checked() for server in servers))

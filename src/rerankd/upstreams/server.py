@@ -2,7 +2,8 @@
 
 `watch` is the only task that makes a server usable; a request that fails for a fault of the server makes it
 unusable at once. The delay between checks then grows from 0.2 s to 5 s, until a request is answered: a server
-that is healthy by its checks and fails on every request is not tried all the time.
+that is healthy by its checks and fails on every request is not tried all the time. A request without a usable
+server has the others checked at once (`checked`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Coroutine
@@ -25,7 +27,7 @@ from rerankd.remote_models import Phase
 from rerankd.rerank_result import RerankResult
 from rerankd.upstreams.calls import Calls
 from rerankd.upstreams.connection import Connection, api_key
-from rerankd.upstreams.discovery import Explorer, Found, Kind, Served, base
+from rerankd.upstreams.discovery import CHECK_S, Explorer, Found, Kind, Served, base
 from rerankd.upstreams.refusals import TryAnother
 
 _log = logging.getLogger("rerankd")
@@ -69,6 +71,11 @@ class Server:
         self._failures = 0
         self._next_check = 0.0
         self._wake = asyncio.Event()
+        # When the last check ended, and the end of the next one that begins.
+        self._last_check = -math.inf
+        self._next_checked = asyncio.Event()
+        self._is_awaited = False
+        self._answers_checks = False
         self._connection: Connection | None = None
         self._key: str | None = None
         self._unanswered = 0
@@ -115,6 +122,8 @@ class Server:
         """Check the server until cancelled."""
         was_late = False
         while True:
+            checked, self._next_checked = self._next_checked, asyncio.Event()
+            self._is_awaited = False
             found = await self.look()
             # A busy machine may answer one check late, and its requests are answered nevertheless.
             is_late = isinstance(found, EngineTimeout) and self.phase != "failed" and not was_late
@@ -122,22 +131,39 @@ class Server:
             if isinstance(found, Found):
                 self._is_found(found)
             elif not is_late:
+                self._answers_checks = False
                 self._fails(found)
             self.looked.set()
             self._plan_check()
+            checked.set()
             while (left_s := self._next_check - time.monotonic()) > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(left_s):
                         await self._wake.wait()
                 self._wake.clear()
 
+    async def checked(self) -> None:
+        """Wait for the end of a check that begins after this call, at most for the time of one. It is not
+        waited for if the server answers its checks, and fails nevertheless."""
+        if self._answers_checks and self._failures > 1:
+            return
+        self._is_awaited = True
+        self._next_check = min(self._next_check, self._last_check + _FIRST_DELAY_S)
+        self._wake.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CHECK_S):
+                await self._next_checked.wait()
+
     def _plan_check(self) -> None:
+        self._last_check = time.monotonic()
         delay_s = self._shared.upstream_poll_s
         if self.phase == "failed" and self._failures:
             delay_s = min(_FIRST_DELAY_S * 2.0 ** min(self._failures - 1, 16), _LONGEST_DELAY_S)
             delay_s *= 1 - random.random() / 5
-        elif self.phase == "starting":
+        elif self.phase == "starting" or any(one.is_starting for one in self.models):
             delay_s = min(delay_s, 1.0)
+        if self._is_awaited:
+            delay_s = min(delay_s, _FIRST_DELAY_S)
         self._next_check = time.monotonic() + delay_s
 
     async def look(self) -> Found | RerankdError:
@@ -172,6 +198,7 @@ class Server:
 
     def _is_found(self, found: Found) -> None:
         self._kind, self.has_listed = found.kind, True
+        self._answers_checks = found.problem is None
         before = (self.phase, self.error and self.error.message, self.models)
         self.models, self.behind, self.error = found.models, found.behind, found.problem
         self.phase = "failed" if found.problem is not None else "ready"
@@ -258,6 +285,8 @@ class Server:
 
     async def close(self, *, at_once: bool = True) -> None:
         """Close the connections; requests under way end, or are answered first."""
-        self.looked.set()  # a start may wait for a server that was removed meanwhile
+        # Tasks may wait for a server that was removed meanwhile.
+        self.looked.set()
+        self._next_checked.set()
         if self._connection is not None:
             await (self._connection.close() if at_once else self._connection.retire())

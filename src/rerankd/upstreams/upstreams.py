@@ -83,12 +83,13 @@ class Upstreams(RemoteModels):
         """Form the models of what the servers have. A model is known by the name that its first server
         displays; its other names belong to it unless an earlier model has them."""
         servers = tuple(self._servers.values())
+        unlisted = tuple(server for server in servers if not server.has_listed)
         found: dict[str, UpstreamModel] = {}
         taken: set[str] = set()
         for name in _displayed(servers):
             model = self._models.get(name) or UpstreamModel(name, self.identity)
             having = tuple(server for server in servers if server.serves(name) is not None)
-            model.update(having, self._settings)
+            model.update(having, unlisted, self._settings)
             model.names = (name, *(one for one in model.names[1:] if one not in taken))
             taken.update(model.names)
             found[name] = model
