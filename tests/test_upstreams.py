@@ -405,6 +405,20 @@ async def test_a_result_is_the_same_directly_and_through_a_front(tmp_path: Path)
                     assert dataclasses.replace(through, **times) == direct
 
 
+@pytest.mark.parametrize("is_first", [False, True])
+async def test_a_request_without_a_model_name_goes_to_the_same_model(is_first: bool, tmp_path: Path) -> None:
+    both = {"both": {"stages": ["xlmr", {"model": "pairs", "keep": 2}]}}
+    models = {"xlmr": {"ref": MODEL}, "pairs": {"ref": str(GOLDEN / golden("bert-pairs")["model"])}}
+    settings = Settings(home=tmp_path / "a", models=both | models if is_first else models | both)
+    with running(create_app(settings=settings)) as url:
+        body = {"query": "what is a panda?", "documents": DOCUMENTS}
+        direct = post(f"{url}/v1/rerank", body)
+        async with front(tmp_path / "b", url) as reranker:
+            through = await reranker.rerank(body["query"], DOCUMENTS)
+    assert direct.json()["model"] == through.model == ("both" if is_first else "xlmr")
+    assert rows(direct) == [(row.index, row.score) for row in through.results]
+
+
 @contextlib.contextmanager
 def running_reranker(home: Path, name: str = "qwen2-labels", **more: Any) -> Iterator[str]:
     with running(create_app(settings=golden_settings(name, home, **more))) as url:

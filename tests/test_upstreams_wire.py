@@ -164,6 +164,9 @@ GOOD = jina.render(RerankResult("m", (ScoredDocument(1, 0.75), ScoredDocument(0,
         {"meta": {"normalization": "sigmoid", "cut": [2]}},
         {"meta": {"normalization": "sigmoid", "stages": [{}]}},
         {"usage": {"prompt_tokens": "many"}},
+        {"usage": {"prompt_tokens": -1}},
+        {"usage": {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 10}}},
+        {"meta": {"normalization": "sigmoid", "cached": -1}},
     ],
 )
 def test_a_response_to_something_else_is_rejected(wrong: dict[str, Any]) -> None:

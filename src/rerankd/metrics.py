@@ -103,7 +103,8 @@ class Metrics:
         self.queue_wait.observe(result.queue_s)
         self.tokens.inc(result.tokens)
         self.cache_hits.inc(result.cached)
-        self.cache_misses.inc(texts - result.cached)
+        # Another server may count its cached texts in another way.
+        self.cache_misses.inc(max(texts - result.cached, 0))
         self.documents_truncated.inc(len(result.truncated))
         self.unscored.inc(len(result.unscored))
         self.recent.scored(time.monotonic(), documents - len(result.unscored))

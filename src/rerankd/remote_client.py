@@ -142,8 +142,11 @@ def usage(facts: Mapping[str, Any]) -> tuple[int | None, int]:
         if not sent:
             return None, 0
         cached = (sent.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
-        return operator.index(sent["prompt_tokens"]), operator.index(cached)
-    except (AttributeError, KeyError, TypeError) as error:
+        tokens, cached_tokens = operator.index(sent["prompt_tokens"]), operator.index(cached)
+        if not 0 <= cached_tokens <= tokens:
+            raise ValueError(f"{cached_tokens} of {tokens} tokens are cached")
+        return tokens, cached_tokens
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RemoteError(f"The response has no valid number of tokens ({error!r}).") from None
 
 

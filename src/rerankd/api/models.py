@@ -61,12 +61,11 @@ async def models(request: Request) -> Response:
     refused = [one for one in registry.pending if one.error is not None]
     reasons = {one.name: one.refusal().message for one in refused}
     usable: list[AnyModel | Cascade] = []
-    for cascade in registry.cascades:
-        if why_not := registry.why_not(cascade):
-            reasons[cascade.name] = why_not
-        else:
-            usable.append(cascade)
-    usable += [entry for entry in registry.all if entry not in refused]
+    for one in registry.listed:
+        if isinstance(one, Cascade) and (why_not := registry.why_not(one)):
+            reasons[one.name] = why_not
+        elif one not in refused:
+            usable.append(one)
     rows: dict[str, ModelRow] = {}
     for entry in usable:
         for name in entry.names:

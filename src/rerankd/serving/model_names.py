@@ -34,6 +34,14 @@ class ModelNames(ModelList):
         """The cascades of the settings. Their stages are models of this machine."""
         return () if self.remote.replaces_local(self.settings) else self.settings.cascades
 
+    @property
+    def listed(self) -> tuple[AnyModel | Cascade, ...]:
+        """All models and cascades, the one first that answers requests without a model name: clients, and
+        servers that pass requests on to this one, may take the first for the default."""
+        cascades = self.cascades
+        is_first = bool(cascades) and cascades[0].is_first
+        return (*cascades, *self.all) if is_first else (*self.all, *cascades)
+
     def remote_model(self, name: str | None) -> RemoteModel | None:
         """The remote model that the model name of a request selects; None if it selects a model of this
         machine or a cascade. Raises UnknownModel."""

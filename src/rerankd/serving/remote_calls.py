@@ -86,7 +86,7 @@ class RemoteCalls:
         rows = result.results
         if request.return_documents:
             rows = tuple(replace(row, text=text_of(request.documents[row.index])) for row in rows)
-        self._metrics.answered(len(request.documents), _distinct(request), result)
+        self._metrics.answered(len(request.documents), _scored_texts(request, result), result)
         return replace(
             result,
             model=request.model or model.name,
@@ -146,5 +146,8 @@ class RemoteCalls:
         await self._empty.wait()
 
 
-def _distinct(request: RerankRequest) -> int:
+def _scored_texts(request: RerankRequest, result: RerankResult) -> int:
+    """How many texts had their scores computed or read from a cache, in all stages of a cascade."""
+    if result.stages:
+        return sum(stage.scored for stage in result.stages)
     return len({one for one in request.documents if not is_blank(one)})

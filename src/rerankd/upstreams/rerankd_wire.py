@@ -114,7 +114,7 @@ def rerank_result(name: str, request: RerankRequest, answer: Any, headers: Mappi
                 for one in meta.get("errors", ())
             ),
             unscored=_indexes(meta, "unscored", count),
-            cached=operator.index(meta.get("cached", 0)),
+            cached=_count(meta, "cached"),
             cached_tokens=cached_tokens,
             queue_s=_seconds(headers, "x-rerankd-queue-ms"),
             engine_s=_seconds(headers, "x-rerankd-engine-ms"),
@@ -132,6 +132,13 @@ def _indexes(meta: Mapping[str, Any], name: str, count: int) -> tuple[int, ...]:
     return found
 
 
+def _count(row: Mapping[str, Any], name: str) -> int:
+    count = operator.index(row.get(name, 0))
+    if count < 0:
+        raise ValueError(f"{name} is negative")
+    return count
+
+
 def _seconds(headers: Mapping[str, str], name: str) -> float:
     seconds = float(headers.get(name, 0)) / 1000
     if not 0 <= seconds < math.inf:
@@ -142,11 +149,11 @@ def _seconds(headers: Mapping[str, str], name: str) -> float:
 def _stage(row: Mapping[str, Any]) -> StageResult:
     return StageResult(
         model=str(row["model"]),
-        documents=operator.index(row["documents"]),
-        scored=operator.index(row["scored"]),
-        skipped=operator.index(row.get("skipped", 0)),
-        tokens=operator.index(row.get("tokens", 0)),
-        cached=operator.index(row.get("cached", 0)),
+        documents=_count(row, "documents"),
+        scored=_count(row, "scored"),
+        skipped=_count(row, "skipped"),
+        tokens=_count(row, "tokens"),
+        cached=_count(row, "cached"),
         queue_s=float(row.get("queue_ms", 0)) / 1000,
         engine_s=float(row.get("engine_ms", 0)) / 1000,
         total_s=float(row["ms"]) / 1000,
