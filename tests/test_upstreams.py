@@ -589,6 +589,38 @@ async def test_a_server_that_fails_on_every_request_is_left_out(tmp_path: Path) 
             assert model.state.phase == "ready"
 
 
+async def test_a_server_that_answers_checks_alone_is_spared(tmp_path: Path) -> None:
+    async def never(request: Request) -> Any:
+        await asyncio.sleep(60)
+
+    stuck = Faulty(never)
+    timeouts = 0
+    answering = running_reranker(tmp_path / "a", alias="m")
+    with running(stuck.app, timeout_graceful_shutdown=1) as bad, answering as good:
+        async with front(tmp_path / "b", bad, good, request_timeout_s=2) as reranker:
+            for turn in range(60):
+                try:
+                    await reranker.rerank(f"query {turn}", ["a"])
+                except EngineTimeout:
+                    timeouts += 1
+            assert timeouts == 3
+            assert stuck.calls <= 3 + 2, "once every 5 s, beside another server"
+
+
+async def test_a_short_timeout_of_a_client_is_no_fault_of_the_server(tmp_path: Path) -> None:
+    async def slow(request: Request) -> Any:
+        await asyncio.sleep(0.3)
+        return {"results": [{"index": 0, "relevance_score": 0.5}], "meta": {"normalization": "sigmoid"}}
+
+    with running(Faulty(slow).app) as url:
+        async with front(tmp_path, url) as reranker:
+            for turn in range(5):
+                with pytest.raises(EngineTimeout):
+                    await reranker.answer(RerankRequest(f"query {turn}", ("a",)), timeout_s=0.05)
+            (model,) = reranker.registry.remote_models
+            assert (model.places[0].phase, model.places[0].failed) == ("ready", 0)
+
+
 async def test_a_server_that_is_back_answers_as_soon_as_it_is_needed(tmp_path: Path) -> None:
     """After a long outage it is checked rarely; meanwhile the only other server stops."""
     statuses = [502, 200]

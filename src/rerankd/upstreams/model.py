@@ -32,7 +32,8 @@ T = TypeVar("T")
 # The servers that are asked for one request, the first included. One that closed the connection is asked
 # again if there is no other: it may have closed an idle one.
 _MOST_SERVERS = 2
-# How often another server is looked for beside one that has failed while it had the request.
+# How often another server is looked for beside one that has failed while it had the request, or has not
+# answered the ones before.
 _SEARCH_S = 1.0
 # A call without this much time left is not begun.
 _LEAST_S = 0.05
@@ -178,7 +179,7 @@ class UpstreamModel(RemoteModel):
                 wait_s = None
                 if len(tried) == 1:
                     lost = tried[0].lost
-                    wait_s = _SEARCH_S if lost.done() else hedge_s
+                    wait_s = _SEARCH_S if lost.done() or tried[0].is_doubtful else hedge_s
                     awaited |= set() if lost.done() else {lost}
                 await asyncio.wait(awaited, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
                 ended = {call for call in calls if call.done()}
@@ -206,7 +207,7 @@ class UpstreamModel(RemoteModel):
         usable = [
             server for server in self._servers if server not in tried and self._place(server).phase == "ready"
         ]
-        return affinity.choose(key, usable)
+        return affinity.choose(key, [server for server in usable if not server.is_spared] or usable)
 
     def _worst(self, errors: Sequence[RerankdError]) -> RerankdError:
         """The error of a request that no server has answered: that of a busy server, which will answer

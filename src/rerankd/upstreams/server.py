@@ -23,6 +23,7 @@ from rerankd.config import Settings, UpstreamSettings
 from rerankd.domain import RerankRequest
 from rerankd.embedding import EmbedRequest, EmbedResult
 from rerankd.errors import ConfigError, EngineTimeout, EngineUnavailable, RerankdError
+from rerankd.process.tasks import Changes
 from rerankd.remote_models import Phase
 from rerankd.rerank_result import RerankResult
 from rerankd.upstreams.calls import Calls
@@ -35,7 +36,8 @@ T = TypeVar("T")
 
 _FIRST_DELAY_S = 0.2
 _LONGEST_DELAY_S = 5.0
-# A server that fails on this many requests in a row is left out, although it answers checks.
+# A server that fails on this many requests in a row is left out, although it answers checks. One that lets
+# them time out is spared: it gets a request every 5 s, and another server is asked beside it.
 _MOST_UNANSWERED = 3
 
 
@@ -52,7 +54,7 @@ class Server:
         changed: Callable[[], None],
     ) -> None:
         self.name = name
-        self.settings = settings
+        self.settings, self.weight = settings, settings.weight
         self.seed = affinity.seed(name)
         self.phase: Phase = "starting"
         self.error: RerankdError | None = None
@@ -68,27 +70,30 @@ class Server:
         self._shared = shared
         self._identity = identity
         self._changed = changed
-        self._failures = 0
+        self._failures = self._unanswered = 0
         self._next_check = 0.0
-        self._wake = asyncio.Event()
+        self._wake = Changes()
         # When the last check ended, and the end of the next one that begins.
-        self._last_check = -math.inf
-        self._next_checked = asyncio.Event()
-        self._is_awaited = False
-        self._answers_checks = False
+        self._last_check = self._last_request = -math.inf
+        self._next_checked = Changes()
+        self._is_awaited = self._answers_checks = False
         self._connection: Connection | None = None
         self._key: str | None = None
-        self._unanswered = 0
-
-    @property
-    def weight(self) -> float:
-        """For `affinity.choose`."""
-        return self.settings.weight
 
     @property
     def load(self) -> float:
         """For `affinity.choose`."""
         return self.requests
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the last requests have not been answered, although checks may be."""
+        return self._unanswered >= _MOST_UNANSWERED
+
+    @property
+    def is_spared(self) -> bool:
+        """Whether others should answer the next request."""
+        return self.is_doubtful and time.monotonic() < self._last_request + _LONGEST_DELAY_S
 
     @property
     def retry_after_s(self) -> float:
@@ -102,11 +107,11 @@ class Server:
     def apply(self, settings: UpstreamSettings, shared: Settings) -> Connection | None:
         """Use changed settings with the same URL. Returns a connection that is not used any more."""
         is_same = shared.upstream_connect_timeout_s == self._shared.upstream_connect_timeout_s
-        self.settings, self._shared = settings, shared
+        self.settings, self.weight, self._shared = settings, settings.weight, shared
         with contextlib.suppress(ConfigError):  # the next check reports it
             is_same = is_same and api_key(settings) == self._key
         self._next_check = 0.0
-        self._wake.set()
+        self._wake.tell()
         if is_same or self._connection is None:
             return None
         old, self._connection = self._connection, None
@@ -122,7 +127,7 @@ class Server:
         """Check the server until cancelled."""
         was_late = False
         while True:
-            checked, self._next_checked = self._next_checked, asyncio.Event()
+            checked, self._next_checked = self._next_checked, Changes()
             self._is_awaited = False
             found = await self.look()
             # A busy machine may answer one check late, and its requests are answered nevertheless.
@@ -135,12 +140,9 @@ class Server:
                 self._fails(found)
             self.looked.set()
             self._plan_check()
-            checked.set()
+            checked.tell()
             while (left_s := self._next_check - time.monotonic()) > 0:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(left_s):
-                        await self._wake.wait()
-                self._wake.clear()
+                await self._wake.wait(left_s)
 
     async def checked(self) -> None:
         """Wait for the end of a check that begins after this call, at most for the time of one. It is not
@@ -149,10 +151,8 @@ class Server:
             return
         self._is_awaited = True
         self._next_check = min(self._next_check, self._last_check + _FIRST_DELAY_S)
-        self._wake.set()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CHECK_S):
-                await self._next_checked.wait()
+        self._wake.tell()
+        await self._next_checked.wait(CHECK_S)
 
     def _plan_check(self) -> None:
         self._last_check = time.monotonic()
@@ -253,9 +253,16 @@ class Server:
 
     async def _counted(self, connection: Connection, call: Coroutine[Any, Any, T]) -> T:
         self.requests += 1
+        self._last_request = started = time.monotonic()
         try:
             async with connection.used():
                 result = await call
+        except asyncio.CancelledError:
+            # A shorter timeout is the client's, and says nothing about the server.
+            if time.monotonic() - started > 0.9 * self._shared.request_timeout_s:
+                self.failed += 1
+                self._unanswered += 1
+            raise
         except TryAnother as reason:
             self._is_not_answered(reason)
             raise
@@ -281,12 +288,11 @@ class Server:
         if reason.blame == "server" or self._unanswered >= _MOST_UNANSWERED:
             self._fails(reason.error)
             self._plan_check()
-        self._wake.set()
+        self._wake.tell()
 
     async def close(self, *, at_once: bool = True) -> None:
         """Close the connections; requests under way end, or are answered first."""
-        # Tasks may wait for a server that was removed meanwhile.
-        self.looked.set()
-        self._next_checked.set()
+        self.looked.set()  # tasks may wait for a server that was removed meanwhile
+        self._next_checked.tell()
         if self._connection is not None:
             await (self._connection.close() if at_once else self._connection.retire())
