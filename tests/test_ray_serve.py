@@ -257,8 +257,9 @@ def test_errors_and_pages_are_those_of_one_machine(nodes: Nodes) -> None:
         assert {name: answer.json()["error"]["type"] for name, answer in answers.items()} == {
             name: name for name in answers
         }
-        good = nodes.rerank("q", ["a", "b"], **key)
+        good = nodes.rerank("q", ["a", "b"], **key, **{"x-request-id": "mine"})
         assert good.status_code == 200 and good.json()["model"] == nodes.name
+        assert good.headers.get_list("x-request-id") == ["mine"]
         (model,) = nodes.http.get("/v1/models", headers=key).json()["data"]
         assert model["id"] == nodes.name
         (remote,) = nodes.http.get("/v1/status", headers=key).json()["remote"]

@@ -64,19 +64,25 @@ def serve(
     from rerankd.ray import connection, running
 
     stop = threading.Event()
+    _set_at_signals(stop)
+    with connection.connected(address):
+        _set_at_signals(stop)  # Ray has replaced SIGTERM's handler by one that exits with 15
+        with running.served(settings):
+            while not stop.wait(_POLL_S) and not running.is_listening():
+                pass
+            if not stop.is_set():
+                say(
+                    f"rerankd {__version__} serves through Ray at {settings.local_url}\n"
+                    f"  Requests wait until a replica is ready. Progress: {settings.local_url}/ready"
+                )
+            stop.wait()
+            say("Finishing the requests in progress.")
+    say("rerankd has stopped.")
+
+
+def _set_at_signals(stop: threading.Event) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with connection.connected(address), running.served(settings):
-        while not stop.wait(_POLL_S) and not running.is_listening():
-            pass
-        if not stop.is_set():
-            say(
-                f"rerankd {__version__} serves through Ray at {settings.local_url}\n"
-                f"  Requests wait until a replica is ready. Progress: {settings.local_url}/ready"
-            )
-        stop.wait()
-        say("Finishing the requests in progress.")
-    say("rerankd has stopped.")
 
 
 @app.command()

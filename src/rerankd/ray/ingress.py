@@ -24,6 +24,24 @@ from rerankd.service import Reranker
 _log = logging.getLogger("rerankd")
 
 
+class _OneRequestId:
+    """Ray's proxy adds the request's x-request-id to the response. So this leaves out the app's, if it is the
+    same."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        added = [one for one in scope.get("headers", ()) if one[0] == b"x-request-id"]
+
+        async def without(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [one for one in message["headers"] if one not in added]}
+            await send(message)
+
+        await self._app(scope, receive, without)
+
+
 @serve.ingress()
 class Ingress:
     """The complete service, whose models are deployments."""
@@ -52,7 +70,7 @@ class Ingress:
             _log.error("%s", error.message)
 
     def __serve_build_asgi_app__(self) -> Any:
-        return create_app(reranker=self._reranker)
+        return _OneRequestId(create_app(reranker=self._reranker))
 
     async def __del__(self) -> None:
         for task in self._tasks.copy():
