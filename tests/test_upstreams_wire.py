@@ -17,6 +17,7 @@ from rerankd.api import embedding_answers, embeddings
 from rerankd.api.dialects import jina, table
 from rerankd.api.dialects.option_rules import with_headers
 from rerankd.api.responses import result_headers
+from rerankd.config import UpstreamSettings
 from rerankd.content import Document, Image, ImageLink
 from rerankd.domain import Priority, RerankRequest, TruncateAt
 from rerankd.embedding import EmbedRequest, EmbedResult, TokenIds
@@ -321,3 +322,27 @@ def test_images_are_refused_for_other_servers() -> None:
     request = RerankRequest("q", (Document((Image(b"x"),)),))
     with pytest.raises(InvalidRequest, match="only texts"):
         other_wire.rerank_call("s", COHERE, None, "m", request)
+
+
+@pytest.mark.parametrize(
+    ("url", "read"),
+    [
+        ("gpu1:11440", "http://gpu1:11440"),
+        (" https://gpu1/base/ ", "https://gpu1/base"),
+        ("http://[::1]:80/", "http://[::1]:80"),
+    ],
+)
+def test_an_address_is_read(url: str, read: str) -> None:
+    assert UpstreamSettings(url=url).url == read
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "http://", "http:///", "//gpu1", "ftp://gpu1", "http://gpu 1", "http://gpu1:x"),
+        *("http://gpu1:99999", "http://me:secret@gpu1", "http://gpu1?x=1", "http://gpu1#x", "http://[::1"),
+    ],
+)
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"upstream|url"):
+        UpstreamSettings(url=url)

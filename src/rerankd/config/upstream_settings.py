@@ -18,11 +18,12 @@ from rerankd.config.service_settings import ApiKey
 
 def _address(url: str) -> str:
     """A URL without a slash at its end. Raises ValueError for one that is no address of a server."""
-    url = url.strip().rstrip("/")
+    url = url.strip()
     if "://" not in url:
         url = f"http://{url}"
+    url = url.rstrip("/")
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"\s", url):
         raise ValueError("it must be the URL of a server, such as http://gpu1:11440")
     _ = parts.port  # raises ValueError for a port that is no number
     if parts.username is not None or parts.password is not None:
