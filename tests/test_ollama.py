@@ -133,7 +133,7 @@ async def test_a_path_that_does_not_exist_has_ollamas_error(client: httpx.AsyncC
         answer = await client.post(path, json={"model": "first"})
         assert answer.status_code == 404 and f"The path {path} does not exist" in answer.json()["error"]
     assert "message" in (await client.post("/v1/pull", json={})).json()["error"]
-    assert (await client.post("/", json={})).status_code == 405
+    assert (await client.post("/health", json={})).status_code == 405
 
 
 async def test_an_invalid_keep_alive_is_an_error(client: httpx.AsyncClient) -> None:
