@@ -193,14 +193,14 @@ def test_a_job_that_is_stopped_three_times_has_every_row_once(
     count = 40_000
     source, target = write_lines(tmp_path / "in.jsonl", pairs(count)), tmp_path / "out"
     kept = 0
-    for how in (signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
+    for how in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
         job = Job(source, target, home, env)
         job.wait_for_parts(kept + 1)
         said = job.end(how)
         assert kept < len(parts(target))
         kept = len(parts(target))
         assert not (target / "_SUCCESS").exists()
-    assert "go on" in said and "Traceback" not in said
+        assert how == signal.SIGKILL or ("go on" in said and "Traceback" not in said and "***" not in said)
     stamps = {path: path.stat().st_mtime_ns for path in parts(target)}
     done = rerankd("ray", "score", str(source), str(target), "--raw-scores", "--json", home=home, **env)
     assert done.returncode == 0, done.stderr

@@ -171,6 +171,8 @@ def score(
             work = Work(form, columns, kind, output.url, carried_values(settings))
             cut = job.read_input(work, source, files, part_rows, tell)
             with connection.connected(address, is_quiet=True):
+                # As Ctrl-C. Ray's own handler exits with 15.
+                signal.signal(signal.SIGTERM, signal.default_int_handler)
                 report = job.run(work, cut, output, Wanted(actors, cpus, gpus), tell, restart=restart)
         except KeyboardInterrupt:
             say(f"\nThe parts that are written are kept in {target}. Run the same command again to go on.")
