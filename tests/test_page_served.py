@@ -121,6 +121,7 @@ def test_an_app_with_the_router_keeps_its_own_root_page(model: Model) -> None:
     app.include_router(rerankd.router)
     app.state.rerankd = Service(model).reranker
     assert ask(app, "GET", "/").status_code == 404
+    assert ask(app, "POST", "/", json={}).status_code == 404
 
 
 def test_the_status_has_the_models_data(model: Model) -> None:

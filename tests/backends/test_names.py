@@ -37,7 +37,6 @@ EXCEPTIONS = {
         "api/dialects/table.py": "llama-server is another product, whose clients are served",
         "backends/options.py": "the shared setting names the backends that have it",
         "backends/openvino/checks.py": "names the backend that runs encoders without OpenVINO",
-        "backends/onnx/backend.py": "the name of an architecture",
         "backends/onnx/decoder.py": "the name of an architecture",
         "backends/openvino/architectures/__init__.py": "the name of an architecture",
         "backends/openvino/architectures/llama.py": "the name of an architecture",

@@ -27,7 +27,7 @@ from rerankd.api.dialects import ollama
 from rerankd.api.dialects.table import hint
 from rerankd.api.origin import Gate
 from rerankd.api.responses import error_response, plain_path, use_dialect
-from rerankd.api.routes import router
+from rerankd.api.routes import root_router, router
 from rerankd.config import Settings, from_machine
 from rerankd.errors import NoSuchMethod, NoSuchPath
 from rerankd.service import Reranker
@@ -94,6 +94,7 @@ def create_app(settings: Settings | None = None, *, reranker: Reranker | None = 
         app.include_router(router, prefix=settings.api_prefix, include_in_schema=False)
         app.include_router(page.router(settings.api_prefix))
     app.include_router(router)
+    app.include_router(root_router)
     app.include_router(page.router())
     app.add_middleware(Gate)
     app.add_exception_handler(404, _not_routed)

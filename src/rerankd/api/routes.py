@@ -36,6 +36,7 @@ from rerankd.api.responses import (
 from rerankd.errors import RerankdError
 from rerankd.service import Reranker
 
+_ROOT = "/"
 # How much of an unauthorized request's body is read to detect the dialect of the error.
 _REFUSED_BYTES = 2**16
 
@@ -76,10 +77,12 @@ async def _read(request: Request, reranker: Reranker) -> tuple[Dialect, dict[str
 
 
 def all_routes() -> APIRouter:
-    """Return all routes. openapi.json has only the first of the paths that accept the same dialects."""
+    """Return all routes but the one of the root. openapi.json has only the first of the paths that accept the
+    same dialects."""
     found = APIRouter(route_class=Route)
     shown = table.shown()
-    shared = (*table.SHARED, *(path for dialect in shown for path in dialect.named_paths))
+    named = (path for dialect in shown for path in dialect.named_paths)
+    shared = (*(path for path in table.SHARED if path != _ROOT), *named)
     _add(found, shared, "Rank documents by their relevance to a query", *shown)
     for dialect in shown:
         _add(found, dialect.own_paths, f"Rank documents, in the dialect of {dialect.title}", dialect)
@@ -98,3 +101,6 @@ def _add(found: APIRouter, paths: tuple[str, ...], summary: str, *spoken: Dialec
 
 
 router = all_routes()
+# Only for the complete app: an app that has the other routes keeps its own root.
+root_router = APIRouter(route_class=Route)
+root_router.add_api_route(_ROOT, rerank, methods=["POST"], include_in_schema=False)
