@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from rerankd import __version__, config, logs, propagators
-from rerankd.cli import completion, pair_options
+from rerankd.cli import pair_options
 from rerankd.cli.help import App
 from rerankd.cli.output import Config, Json, print_json, say
 from rerankd.cli.progress_bar import progress
-from rerankd.cli.setting_options import takes
+from rerankd.cli.setting_options import ServedModels, takes
 
 _POLL_S = 0.2
 
@@ -33,15 +33,7 @@ Address = Annotated[
 @app.command()
 @takes("host", "port", "api_key", "ray_min_replicas", "ray_max_replicas", "ray_cpus", "ray_gpus")
 def serve(
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="Names from `rerankd list`, GGUF files, builtin:e5, or names of [models.NAME] sections.",
-            show_default="the configured models, else the model pulled last, else builtin:e5",
-            autocompletion=completion.models_here,
-        ),
-    ] = None,
+    models: ServedModels = None,
     address: Address = None,
     config_file: Config = None,
     **flags: Any,

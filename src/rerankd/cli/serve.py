@@ -13,15 +13,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from rerankd import __version__, config, logs, propagators, server_records
-from rerankd.cli import completion
 from rerankd.cli.output import Config, say
 from rerankd.cli.progress_bar import progress
-from rerankd.cli.setting_options import of_backends, takes
+from rerankd.cli.setting_options import ServedModels, of_backends, takes
 
 if TYPE_CHECKING:
     from rerankd.api.server import Server
@@ -36,15 +33,7 @@ if TYPE_CHECKING:
     *of_backends(),
 )
 def serve(
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="Names from `rerankd list`, GGUF files, builtin:e5, or names of [models.NAME] sections.",
-            show_default="the configured models, else the model pulled last, else builtin:e5",
-            autocompletion=completion.models_here,
-        ),
-    ] = None,
+    models: ServedModels = None,
     config_file: Config = None,
     **flags: Any,
 ) -> None:

@@ -11,7 +11,19 @@ import typer
 from pydantic.fields import FieldInfo
 
 from rerankd.backends.table import BACKENDS
+from rerankd.cli.completion import models_here
 from rerankd.config import Settings
+
+ServedModels = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="Names from `rerankd list`, GGUF files, builtin:e5, or names of [models.NAME] sections.",
+        show_default="the configured models, else the model pulled last, else builtin:e5",
+        autocompletion=models_here,
+    ),
+]
+"""The models that a command serves."""
 
 
 def of_backends() -> list[str]:

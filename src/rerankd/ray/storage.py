@@ -13,7 +13,7 @@ from typing import Any
 
 from rerankd.errors import BulkError, OutputFailed
 
-# What file systems call the state of a file.
+# What changes with the content of a file, as file systems name it.
 _VERSIONS = (
     "size", "mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "md5Hash", "blob_id",
 )  # fmt: skip
@@ -158,18 +158,7 @@ def _size(url: str, info: dict[str, Any]) -> int:
 
 def _version(info: dict[str, Any]) -> str:
     """What changes with the content, as far as the file system tells it."""
-    names = (
-        "size",
-        "mtime",
-        "LastModified",
-        "last_modified",
-        "updated",
-        "ETag",
-        "etag",
-        "md5Hash",
-        "blob_id",
-    )
-    return ", ".join(f"{name} {info[name]}" for name in names if info.get(name) is not None)
+    return ", ".join(f"{name} {info[name]}" for name in _VERSIONS if info.get(name) is not None)
 
 
 def _errors() -> tuple[type[Exception], ...]:
