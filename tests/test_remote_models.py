@@ -161,13 +161,19 @@ def test_one_remote_model_answers_to_every_name_once_all_places_are_known(tmp_pa
     run(test())
 
 
+async def begun(home: Path) -> tuple[Reranker, Doubles]:
+    """A Reranker whose remote models have not been found yet."""
+    remote = Doubles()
+    remote.unlisted = (_DOWN,)
+    remote.found.clear()
+    reranker = Reranker(Settings(home=home), remote=remote)
+    await reranker.registry.begin()
+    return reranker, remote
+
+
 def test_requests_wait_until_the_places_have_been_asked(tmp_path: Path) -> None:
     async def test() -> None:
-        remote = Doubles()
-        remote.unlisted = (_DOWN,)
-        remote.found.clear()
-        reranker = Reranker(Settings(home=tmp_path), remote=remote)
-        await reranker.registry.begin()
+        reranker, remote = await begun(tmp_path)
         waiting = asyncio.create_task(reranker.answer(_REQUEST))
         while not reranker.registry.setup._waiting:
             await asyncio.sleep(0)
@@ -183,11 +189,7 @@ def test_requests_wait_until_the_places_have_been_asked(tmp_path: Path) -> None:
 
 def test_a_request_for_a_name_that_is_never_found_ends_in_time(tmp_path: Path) -> None:
     async def test() -> None:
-        remote = Doubles()
-        remote.unlisted = (_DOWN,)
-        remote.found.clear()
-        reranker = Reranker(Settings(home=tmp_path), remote=remote)
-        await reranker.registry.begin()
+        reranker, _ = await begun(tmp_path)
         with pytest.raises(EngineUnavailable, match="No model is known yet"):
             await reranker.answer(_REQUEST, timeout_s=0.05)
         await reranker.close()

@@ -70,16 +70,7 @@ class Parts:
         record = self.folder / _JOB
         if not record.exists() or not self._paths:
             files.write_whole(record, json.dumps(job, indent=2).encode())
-        try:
-            before = dict(json.loads(record.read_bytes()))
-        except (TypeError, ValueError):
-            raise BulkError(f"{record} is damaged. Add --restart to begin again.") from None
-        changed = [name for name in {**before, **job} if before.get(name) != job.get(name)]
-        if changed:
-            raise BulkError(
-                f"{self.folder} holds the rows of an earlier job that differs in: {', '.join(changed)}. "
-                "Add --restart to remove them and begin again, or name another output."
-            )
+        check_same(job, record.read_bytes(), str(record), str(self.folder))
         for path in self.folder.glob("*.new"):
             path.unlink()
         for path in self._paths:
@@ -125,3 +116,18 @@ def disk_errors(folder: Path) -> Iterator[None]:
             f"{folder} can't be written: {error.strerror or error}. Its rows are kept; run the command again "
             "to go on."
         ) from error
+
+
+def check_same(job: Mapping[str, str], recorded: bytes, record: str, folder: str) -> None:
+    """Raise BulkError unless the job is the one whose rows are in `folder`. `recorded` is the content of its
+    file `record`."""
+    try:
+        before = dict(json.loads(recorded))
+    except (TypeError, ValueError):
+        raise BulkError(f"{record} is damaged. Add --restart to begin again.") from None
+    changed = [name for name in {**before, **job} if before.get(name) != job.get(name)]
+    if changed:
+        raise BulkError(
+            f"{folder} holds the rows of an earlier job that differs in: {', '.join(changed)}. "
+            "Add --restart to remove them and begin again, or name another output."
+        )

@@ -26,6 +26,7 @@ import ray
 import ray.data
 
 from rerankd.bulk.job import Report
+from rerankd.bulk.parts import check_same
 from rerankd.errors import BulkError, EngineUnavailable, RerankdError
 from rerankd.progress import Progress, step
 from rerankd.ray import storage
@@ -79,23 +80,11 @@ class Output:
                     system.rm(storage.inside(path, name))
         parts = [found for name in names if (found := _PART.fullmatch(name))]
         if parts and _JOB in names:
-            self._check_same(job)
+            record = storage.inside(self.url, _JOB)
+            check_same(job, storage.read_whole(record), record, self.url)
         else:
             self._write(_JOB, json.dumps(job, indent=2).encode())
         self.done = {int(part[1]): int(part[2]) for part in parts}
-
-    def _check_same(self, job: Mapping[str, str]) -> None:
-        record = storage.inside(self.url, _JOB)
-        try:
-            before = dict(json.loads(storage.read_whole(record)))
-        except (TypeError, ValueError):
-            raise BulkError(f"{record} is damaged. Add --restart to begin again.") from None
-        changed = [name for name in {**before, **job} if before.get(name) != job.get(name)]
-        if changed:
-            raise BulkError(
-                f"{self.url} holds the rows of an earlier job that differs in: {', '.join(changed)}. "
-                "Add --restart to remove them and begin again, or name another output."
-            )
 
     def finish(self) -> None:
         """Mark the output as complete. Raises OutputFailed."""

@@ -40,7 +40,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A part that was written: its number, its rows, and what there is to say of them."""
+    """A part that was written: its number, the number of its rows, and the counts of their outcomes."""
 
     number: int
     rows: int

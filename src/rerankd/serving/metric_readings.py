@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rerankd.metrics import Reading
 from rerankd.remote_models import RemoteModel
+from rerankd.serving.admission import Usage
 from rerankd.serving.model_names import AnyModel
 from rerankd.serving.pending_model import PendingModel
 from rerankd.serving.registry import ModelRegistry
@@ -45,7 +46,7 @@ def _values(entry: AnyModel, calls: RemoteCalls) -> dict[str, tuple[str, float]]
     if not isinstance(entry, ServedModel):
         return values | _of_remote(entry, calls)
     state, scheduler = entry.state, entry.queue.scheduler
-    usage, throughput = scheduler.usage, scheduler.throughput
+    throughput = scheduler.throughput
     kept = entry.replicas.kept if entry.replicas is not None else None
     if kept is not None:
         values |= {
@@ -65,13 +66,8 @@ def _values(entry: AnyModel, calls: RemoteCalls) -> dict[str, tuple[str, float]]
         "engine_starts": ("engine processes started, including the first", state.starts),
         "engine_lost": ("engine processes that exited, hung, or failed to start", state.lost),
         "engine_memory_bytes": ("memory of the engine processes", entry.memory_bytes() or 0),
-        "queue_requests": ("requests that wait or are being scored", len(scheduler)),
-        "queue_documents": (
-            "documents of these requests that are not scored yet, counted in chunks",
-            usage.documents,
-        ),
-        "queue_tokens": ("tokens of these documents", usage.tokens),
-        "queue_bytes": ("bytes of text of these requests", usage.size_bytes),
+        **_of_queue(scheduler.usage),
+        "queue_tokens": ("tokens of these documents", scheduler.usage.tokens),
         "documents_per_second": (
             "throughput while the engines have work, 0 until measured",
             throughput.inputs_per_s,
@@ -87,7 +83,18 @@ def _values(entry: AnyModel, calls: RemoteCalls) -> dict[str, tuple[str, float]]
 
 
 def _of_remote(model: RemoteModel, calls: RemoteCalls) -> dict[str, tuple[str, float]]:
-    usage, places = calls.usage(model), model.places
+    places = model.places
+    return {
+        **_of_queue(calls.usage(model)),
+        "remote_places": ("servers or replicas that serve the model elsewhere", len(places)),
+        "remote_places_ready": (
+            "servers or replicas that can answer",
+            sum(one.phase == "ready" for one in places),
+        ),
+    }
+
+
+def _of_queue(usage: Usage) -> dict[str, tuple[str, float]]:
     return {
         "queue_requests": ("requests that wait or are being scored", usage.requests),
         "queue_documents": (
@@ -95,11 +102,6 @@ def _of_remote(model: RemoteModel, calls: RemoteCalls) -> dict[str, tuple[str, f
             usage.documents,
         ),
         "queue_bytes": ("bytes of text of these requests", usage.size_bytes),
-        "remote_places": ("servers or replicas that serve the model elsewhere", len(places)),
-        "remote_places_ready": (
-            "servers or replicas that can answer",
-            sum(one.phase == "ready" for one in places),
-        ),
     }
 
 

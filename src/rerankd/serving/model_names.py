@@ -26,8 +26,10 @@ class ModelNames(ModelList):
     def remote_models(self) -> tuple[RemoteModel, ...]:
         """The models that are served elsewhere, without those whose displayed name a model of this machine
         has."""
+        if not (remote := self.remote.models):  # as for most requests
+            return ()
         taken = {name for entry in self.entries for name in entry.names}
-        return tuple(one for one in self.remote.models if one.name not in taken)
+        return tuple(one for one in remote if one.name not in taken)
 
     @property
     def cascades(self) -> tuple[Cascade, ...]:

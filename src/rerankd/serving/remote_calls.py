@@ -8,7 +8,7 @@ import contextlib
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from rerankd import tracing
@@ -77,12 +77,8 @@ class RemoteCalls:
             budget_ms=request.budget_ms if budget is None else max(round(budget.left_s * 1000), 1),
         )
         size_bytes = sys.getsizeof(request.query) + sum(map(sys.getsizeof, request.documents))
-        with self._admitted(model, client, len(request.documents), size_bytes), tracing.step("upstream"):
-            try:
-                async with asyncio.timeout(timeout_s):
-                    result = await model.answer(sent, timeout_s, client)
-            except TimeoutError:
-                raise request_checks.too_late(model, timeout_s, self._metrics) from None
+        async with self._admitted(model, client, len(request.documents), size_bytes, timeout_s):
+            result = await model.answer(sent, timeout_s, client)
         rows = result.results
         if request.return_documents:
             rows = tuple(replace(row, text=text_of(request.documents[row.index])) for row in rows)
@@ -101,18 +97,15 @@ class RemoteCalls:
         """The vectors of texts, by a remote model. Raises as `answer` does."""
         started = time.perf_counter()
         size_bytes = sum(map(sys.getsizeof, request.texts))
-        with self._admitted(model, client, len(request.texts), size_bytes), tracing.step("upstream"):
-            try:
-                async with asyncio.timeout(timeout_s):
-                    result = await model.embed(replace(request, model=model.name), timeout_s, client)
-            except TimeoutError:
-                raise request_checks.too_late(model, timeout_s, self._metrics) from None
+        async with self._admitted(model, client, len(request.texts), size_bytes, timeout_s):
+            result = await model.embed(replace(request, model=model.name), timeout_s, client)
         return replace(result, model=request.model or model.name, total_s=time.perf_counter() - started)
 
-    @contextlib.contextmanager
-    def _admitted(
-        self, model: RemoteModel, client: Client, documents: int, size_bytes: int
-    ) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def _admitted(
+        self, model: RemoteModel, client: Client, documents: int, size_bytes: int, timeout_s: float
+    ) -> AsyncIterator[None]:
+        """Count a request against the limits until the block ends, which must be within the timeout."""
         if self._is_closed:
             raise Stopping("rerankd is shutting down and accepts no new requests. Retry later.")
         usage, added = self._usage[model.name], Usage(1, documents, 0, size_bytes)
@@ -124,7 +117,11 @@ class RemoteCalls:
         self._under_way += 1
         self._empty.clear()
         try:
-            yield
+            with tracing.step("upstream"):
+                async with asyncio.timeout(timeout_s):
+                    yield
+        except TimeoutError:
+            raise request_checks.too_late(model, timeout_s, self._metrics) from None
         finally:
             usage.change(client.name, added, Usage())
             self._under_way -= 1

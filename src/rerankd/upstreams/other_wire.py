@@ -21,6 +21,7 @@ from rerankd.remote_client import Scores, Shape
 from rerankd.rerank_result import RerankResult, ScoredDocument
 from rerankd.scoring import deduplicate
 from rerankd.scoring.deduplicate import UniqueTexts
+from rerankd.scoring.result import Scored
 
 NORMALIZATION = "as the upstream server normalizes"
 """The normalization in a result: nothing is known about the scores but their order."""
@@ -110,20 +111,13 @@ def rerank_result(
     if request.score_threshold is not None and not is_raw:
         rows = [row for row in rows if row.score >= request.score_threshold]
     texts = call.texts
-    warnings = [*call.warnings]
-    if texts.blank:
-        warnings.append(f"Blank and ranked last: {deduplicate.document_list(texts.blank)}.")
-    if texts.unscored:
-        warnings.append(
-            "Not scored and ranked last, in the order sent: "
-            f"{deduplicate.document_list(texts.unscored)}; max_scored_documents was reached."
-        )
+    left_out = Scored(texts, raw=(), errors={}, unscored=texts.unscored)
     return RerankResult(
         model=name,
         results=tuple(rows[: request.top_n or None]),
         tokens=sum(part.tokens or 0 for part in parts),
         normalization="raw" if is_raw else NORMALIZATION,
-        warnings=tuple(warnings),
+        warnings=(*call.warnings, *left_out.warnings()),
         blank=texts.blank,
         unscored=texts.unscored,
     )
